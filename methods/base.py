@@ -1,0 +1,358 @@
+"""What a method is: declared hyperparameters, which stages it has, and its losses.
+
+A method knows nothing about Ray, MLflow, files or devices. It declares; ``methods.training``
+trains what it declares, and the orchestrator decides where.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from methods.tensors import Tensor
+from retrieval.errors import InputError, nearest
+from retrieval.registry import Registry
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "CentersSpec",
+    "HashMethod",
+    "Hyperparameters",
+    "LossTerms",
+    "Schedule",
+    "Source",
+    "StageKind",
+    "State",
+    "hyperparameter",
+]
+
+StageKind = Literal["centers", "gallery", "query"]
+HeadKind = Literal["fc_bn", "fc_tanh", "fc_bn_tanh", "mlp3_tanh"]
+Assignment = Literal["none", "A_r", "A_q", "A_g", "A_b"]
+CentersKind = Literal["hadamard", "hadamard_ext", "bernoulli", "greedy"]
+
+LossTerms = dict[str, Tensor]
+"""Loss terms by name, already weighted: what is optimised is their sum."""
+
+State = dict[str, Tensor]
+"""What a method keeps between steps (centers, memory rows); saved in every checkpoint."""
+
+
+class Schedule(StrEnum):
+    """How the two sides of a method depend on each other."""
+
+    SIMULTANEOUS = "simultaneous"
+    """Both sides train in the same steps, nothing flows from the query back to the gallery: the
+    gallery trains alone and records its codes, the query replays them."""
+
+    FROZEN = "frozen gallery"
+    """Two stages: the gallery trains first and is frozen; the query learns from its codes."""
+
+    JOINT = "joint"
+    """The sides really depend on each other, and train together in one stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a method comes from, and how much of it is known.
+
+    Attributes:
+        title, venue, year, url: of the paper.
+        settings_from: where the default hyperparameters come from.
+        status: "published", or "reconstructed" where equations had to be filled in by us.
+        note: what is unknown, or departs from the paper.
+    """
+
+    title: str
+    venue: str
+    year: int
+    url: str = ""
+    settings_from: str = ""
+    status: Literal["published", "reconstructed"] = "published"
+    note: str = ""
+
+
+def hyperparameter(
+    default: Any,
+    *,
+    reads: tuple[StageKind, ...],
+    doc: str,
+    search: tuple[Any, ...] = (),
+    **limits: Any,
+) -> Any:
+    """Declare one hyperparameter of a method.
+
+    Args:
+        default: the published value.
+        reads: the stages whose result depends on it; only these are trained anew when it changes.
+        doc: meaning and unit, one line.
+        search: values worth trying, from the paper where it has them.
+        **limits: ``ge``, ``gt``, ``le``, ``lt`` as in pydantic.
+    """
+    extra: dict[str, Any] = {"reads": list(reads), "search": list(search)}
+    return Field(default=default, description=doc, json_schema_extra=extra, **limits)
+
+
+class Hyperparameters(BaseModel):
+    """Base of every method's hyperparameters: frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Hyperparameters:
+        """Validate ``given``; the fields not given take their defaults.
+
+        Raises:
+            InputError: an unknown key (with the nearest known one), a wrong type or a value out of
+                range; ``key`` is the hyperparameter's name.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise explain_validation(error, cls) from None
+
+    @classmethod
+    def readers(cls, name: str) -> tuple[StageKind, ...]:
+        """Return the stages that read the hyperparameter ``name``."""
+        extra = cls.model_fields[name].json_schema_extra
+        if not isinstance(extra, dict) or not extra.get("reads"):
+            raise TypeError(f"{cls.__name__}.{name} does not say which stages read it")
+        return tuple(extra["reads"])  # type: ignore[arg-type]
+
+    def read_by(self, *stages: StageKind) -> dict[str, Any]:
+        """Return the hyperparameters that any of ``stages`` reads, as JSON values."""
+        values = self.model_dump(mode="json")
+        return {n: v for n, v in values.items() if set(self.readers(n)) & set(stages)}
+
+
+def explain_validation(error: ValidationError, model: type[BaseModel]) -> InputError:
+    """Turn pydantic's first complaint into one of ours: key, value, what is allowed, nearest."""
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if not str(part).startswith("function-")]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in location[:-1]:
+            annotation = owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
+            owner = annotation if hasattr(annotation, "model_fields") else owner
+        known = list(owner.model_fields)
+        close = nearest(str(location[-1]), known)
+        suggestion = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        return InputError(f"unknown key{suggestion} known: {', '.join(known)}", key=key)
+    if first["type"] == "missing":
+        return InputError("this key is required", key=key)
+    problem = first["msg"].removeprefix("Value error, ")
+    problem = problem[0].lower() + problem[1:]
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        expected = str(first.get("ctx", {}).get("expected", ""))
+        options = [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
+        close = nearest(first["input"], options)
+        problem = f"must be one of {', '.join(options)}"
+        problem += f"; did you mean {close[0]!r}?" if close else ""
+    return InputError(problem, key=key, value=first["input"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentersSpec:
+    """Which hash centers a method asks for, and how they are given to the classes.
+
+    Attributes:
+        kind: the generator, see ``methods.centers``.
+        assign: "none" keeps the generator's order; A_r permutes at random; A_q, A_g, A_b solve the
+            assignment of CSCH (Eq. 2-4) on the initial query network, gallery network, or both.
+        cost: "inner" is -t.c (the released code), "norm" is ||t - c|| (Eq. 3).
+        normalize_first: L2-normalise each image's output before the class mean.
+        row_choice: which Hadamard rows are taken, "first" or "random".
+        flip_rows: give each row a random sign.
+    """
+
+    kind: CentersKind
+    assign: Assignment = "none"
+    cost: Literal["inner", "norm"] = "inner"
+    normalize_first: bool = True
+    row_choice: Literal["first", "random"] = "first"
+    flip_rows: bool = False
+
+    @property
+    def needs(self) -> tuple[Literal["query", "gallery"], ...]:
+        """The sides whose initial network the assignment looks at."""
+        table: dict[str, tuple[Literal["query", "gallery"], ...]] = {
+            "A_q": ("query",),
+            "A_g": ("gallery",),
+            "A_b": ("query", "gallery"),
+        }
+        return table.get(self.assign, ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The labels and identities of one batch; what a loss may look at beside the outputs.
+
+    Attributes:
+        rows: (n,) int64, row of each sample in the training split, for memory rows.
+        labels: (n, C) multi-hot in {0, 1}, floating point of the outputs' dtype.
+        classes: (n,) int64 class numbers; None for a multi-label dataset.
+        tie_bits: (n, B) in {-1, +1}, one fixed vector an image; decides zero sums of centers.
+        epoch: 0-based epoch.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    classes: Tensor | None
+    tie_bits: Tensor
+    epoch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a method is asked to do; with the hyperparameters, all that it may depend on.
+
+    Attributes:
+        bits: code length B.
+        n_classes: number of classes C.
+        n_train: number of training images N.
+        multi_label: whether images carry several labels.
+    """
+
+    bits: int
+    n_classes: int
+    n_train: int
+    multi_label: bool
+
+
+class HashMethod(ABC):
+    """A way to train a (query, gallery) pair of networks into one Hamming space.
+
+    A subclass sets the class attributes, answers the properties that depend on its
+    hyperparameters, and writes its losses. Losses get the raw outputs of the hash layer, before
+    any squashing, in float32 or float64 with autocast off.
+
+    Class attributes:
+        name: set by the registry.
+        version: raised whenever the method's numbers may change; part of every stage id.
+        Params: the hyperparameters' class.
+        source: the paper.
+        labels_needed: whether the query's stage reads labels.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[Hyperparameters]]
+    source: ClassVar[Source]
+    labels_needed: ClassVar[bool] = True
+
+    def __init__(self, params: Hyperparameters, task: Task) -> None:
+        self.params = params
+        self.task = task
+
+    # ---- what is trained how -------------------------------------------------------------
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the two sides depend on each other."""
+        return Schedule.FROZEN
+
+    @property
+    def head(self) -> HeadKind:
+        """The hash head of both networks."""
+        return "fc_bn"
+
+    @property
+    def recording(self) -> Literal["sign", "float"]:
+        """What the query loss reads of the gallery's codes: "sign" (it gets b_g) or "float" (h_g)."""
+        return "float"
+
+    def gallery_method(self) -> HashMethod:
+        """The method that trains the gallery: itself, or the teacher that it distils from.
+
+        Trials whose gallery methods, their hyperparameters and tasks are equal share the stage.
+        """
+        return self
+
+    def centers(self) -> CentersSpec | None:
+        """The hash centers that the method's own losses read from ``state["centers"]``, if any."""
+        return None
+
+    def centers_for_query(self) -> bool:
+        """Whether the query loss reads the centers too."""
+        return False
+
+    def check(self) -> None:
+        """Refuse an impossible combination of hyperparameters and task, before anything runs.
+
+        Raises:
+            InputError: with ``key`` set to the hyperparameter to change, or to "bits".
+        """
+
+    # ---- losses --------------------------------------------------------------------------
+
+    def gallery_loss(self, h_g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """Loss terms of the gallery network, of h_g (n, B)."""
+        raise TypeError(f"method {self.name!r} does not train a gallery of its own")
+
+    def query_loss(self, h_q: Tensor, g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """Loss terms of the query network.
+
+        Args:
+            h_q: (n, B) raw outputs of the query network.
+            g: (n, B) the gallery's codes of the same images without gradient: h_g where
+                :attr:`recording` is "float", b_g in {-1, +1} where it is "sign".
+            batch: labels and identities.
+            state: the method's state.
+        """
+        raise TypeError(f"method {self.name!r} has no query loss")
+
+    def joint_loss(self, h_q: Tensor, h_g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """Loss terms of both networks, where gradients reach both (schedule JOINT)."""
+        raise TypeError(f"method {self.name!r} has no joint loss")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``asymbench list methods`` shows of the method with these parameters."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "labels": self.labels_needed,
+            "schedule": str(self.schedule),
+            "head": self.head,
+            "status": self.source.status,
+            "paper": f"{self.source.title} ({self.source.venue} {self.source.year})",
+        }
+
+
+METHODS: Registry[type[HashMethod]] = Registry(
+    "method",
+    package="methods",
+    infrastructure={
+        "assignment",
+        "base",
+        "centers",
+        "losses",
+        "networks",
+        "pairs",
+        "tensors",
+        "training",
+    },
+    group="asymbench.methods",
+)
+
+
+def build_method(name: str, given: Mapping[str, Any], task: Task) -> HashMethod:
+    """Build the method ``name`` with hyperparameters ``given``, checked against ``task``.
+
+    Raises:
+        UnknownNameError: no such method.
+        InputError: a hyperparameter is unknown, of the wrong type, out of range, or impossible
+            with the task.
+    """
+    cls = METHODS.get(name)
+    method = cls(cls.Params.parse(given), task)
+    method.check()
+    return method
+
+
