@@ -1,0 +1,1 @@
+"""Where stages run: resources and Ray, local or remote."""

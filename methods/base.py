@@ -139,7 +139,9 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> InputE
     if first["type"] == "extra_forbidden":
         owner: Any = model
         for part in location[:-1]:
-            annotation = owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
+            annotation = (
+                owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
+            )
             owner = annotation if hasattr(annotation, "model_fields") else owner
         known = list(owner.model_fields)
         close = nearest(str(location[-1]), known)
@@ -283,6 +285,13 @@ class HashMethod(ABC):
         """Whether the query loss reads the centers too."""
         return False
 
+    def squash(self, h: Tensor) -> Tensor:
+        """Return the output space in which a query that distils from this method's gallery learns.
+
+        The identity, or tanh for methods whose loss squashes h (n, B) first.
+        """
+        return h
+
     def check(self) -> None:
         """Refuse an impossible combination of hyperparameters and task, before anything runs.
 
@@ -335,6 +344,7 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "losses",
         "networks",
         "pairs",
+        "recipe",
         "tensors",
         "training",
     },
@@ -354,5 +364,3 @@ def build_method(name: str, given: Mapping[str, Any], task: Task) -> HashMethod:
     method = cls(cls.Params.parse(given), task)
     method.check()
     return method
-
-

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def sgn(continuous: NDArray[np.generic]) -> NDArray[np.int8]:
-    """Return the sign in {-1, +1} with sgn(0) = +1, same shape as the input, int8.
+    """Take the sign in {-1, +1} with 0 counted as +1; same shape as the input, int8.
 
     Public code bases use ``torch.sign``, whose 0 gives half-integer Hamming distances.
     """

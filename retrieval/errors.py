@@ -1,4 +1,4 @@
-"""Errors that a user can cause, carrying their fields; only the CLI turns them into text and an exit code."""
+"""Errors that a user can cause, carrying their fields; only the CLI turns them into text."""
 
 from __future__ import annotations
 

@@ -120,8 +120,11 @@ class Registry(Generic[T]):
 
     def _attempt(self, name: str, module: str, load: Callable[[], Any] | None = None) -> None:
         try:
-            loaded = load() if load is not None else importlib.import_module(module)
-            if load is not None and name not in self._entries:
-                self.register(name)(loaded)
+            if load is None:
+                importlib.import_module(module)
+                return
+            entry = load()
+            if name not in self._entries:
+                self.register(name)(entry)
         except Exception as error:  # kept, and raised when the name is asked for
             self._broken[name] = error

@@ -67,7 +67,9 @@ def words(
     for block in range(-(-n // 4)):
         counter[:, 3] = np.uint64(block)
         blocks.append(philox4x32(counter, key))
-    return np.concatenate(blocks, axis=1)[:, :n] if blocks else np.empty((len(ids64), 0), np.uint32)
+    if not blocks:
+        return np.empty((len(ids64), 0), np.uint32)
+    return np.concatenate(blocks, axis=1)[:, :n]
 
 
 def uniform(
@@ -90,7 +92,7 @@ def permutation(seed: int, purpose: str, n: int, *, epoch: int = 0) -> NDArray[n
 
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """Return a numpy generator of its own for (seed, purpose): for draws that are no per-sample."""
+    """Return a numpy generator of its own for (seed, purpose), for draws that are not by sample."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *purpose)))
 
 
@@ -104,7 +106,7 @@ def torch_stream(seed: int, *purpose: str | int) -> Iterator[None]:
     import torch
 
     previous = torch.get_rng_state()
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
     previous_cuda = torch.cuda.get_rng_state_all() if cuda else []
     torch.manual_seed(derive(seed, *purpose) & 0x7FFFFFFFFFFFFFFF)
     try:

@@ -1,0 +1,1 @@
+"""Studies that ship with the package, and the grids of hyperparameters they span."""

@@ -1,0 +1,54 @@
+"""How a side is trained: epochs, batches, optimiser, learning rates. Pure declarations, no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Recipe(BaseModel):
+    """Training recipe of one side; the defaults are those of the CSCH paper (section 4.3).
+
+    The paper's learning rate is read as the backbone's, and the hash layer's is ten times that,
+    as in its released code.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: images in one optimiser step; the last, smaller batch of an epoch is dropped.
+        optimizer: adam and sgd use coupled weight decay, adamw decoupled.
+        lr_backbone: learning rate of the pretrained backbone, per step.
+        lr_head: learning rate of the hash layer, per step.
+        weight_decay: L2 coefficient.
+        momentum: of sgd and rmsprop.
+        schedule: "constant", or "cosine" from the full rate to 0 over all steps.
+        warmup_epochs: linear ramp from 0, in epochs; fractions allowed.
+        precision: of the backbone and head; losses are always computed in float32.
+        clip_norm: largest global gradient norm; null leaves gradients as they are.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    epochs: int = Field(150, ge=1)
+    batch_size: int = Field(64, ge=2)
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    lr_backbone: float = Field(1e-5, ge=0)
+    lr_head: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: float | None = Field(None, gt=0)
+
+    def lr_factor(self, step: int, steps_per_epoch: int) -> float:
+        """Return the factor on both learning rates at a 0-based global step: a pure function."""
+        total = self.epochs * steps_per_epoch
+        warmup = self.warmup_epochs * steps_per_epoch
+        if warmup and step < warmup:
+            return (step + 1) / warmup if step + 1 < warmup else 1.0
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - warmup) / max(1.0, total - warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

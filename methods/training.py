@@ -1,0 +1,475 @@
+"""Train what a method declares: a gallery alone, a query on recorded or live codes, or both.
+
+The loop is written once for all methods. Everything random is a function of (seed, epoch, step or
+sample): the order of the samples and their augmentation come from the data's stream, dropout and
+the like from one stream for each side. What a query network sees therefore does not depend on
+whether the gallery is trained beside it, replayed from a recording, or queried live; the three end
+with the same bits.
+
+Nothing here touches files or knows where it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from methods.base import Batch, HashMethod, LossTerms, Schedule, State
+from methods.recipe import Recipe
+from retrieval import streams
+from retrieval.augmentation import Views
+
+SideName = Literal["query", "gallery"]
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; the epoch and the term are in the message."""
+
+
+class CodeSource(Protocol):
+    """Where a query's training gets the gallery's codes from."""
+
+    def codes(self, epoch: int, positions: NDArray[np.int64], views: Tensor) -> Tensor:
+        """Return the gallery's codes (n, B) of these training samples in this epoch."""
+
+
+class CodeSink(Protocol):
+    """Where a gallery's codes go while it trains."""
+
+    def begin(self, epoch: int) -> None:
+        """An epoch begins; what was written of it before (an interrupted try) is forgotten."""
+
+    def write(self, positions: NDArray[np.int64], h_g: Tensor) -> None:
+        """Keep the codes (n, B) of these training samples."""
+
+    def end(self, epoch: int) -> None:
+        """The epoch is complete; make it durable."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to.
+
+    Attributes:
+        epoch: 0-based.
+        metrics: mean loss terms by name, learning rates; deterministic.
+        seconds: wall time of the epoch's training steps.
+        images: images trained on.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    seconds: float
+    images: int
+
+
+class TrainingData:
+    """The training split as a method's losses see it.
+
+    Args:
+        views: augmented views of the dataset's images.
+        rows: (N,) rows of the image store that form the training split.
+        labels: (N,) int64 classes, or (N, C) multi-hot, of those rows.
+        n_classes: C.
+        bits: B, for the tie bits.
+        seed: the trial's seed.
+        device: where batches live.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        rows: NDArray[np.int64],
+        labels: NDArray[np.generic],
+        *,
+        n_classes: int,
+        bits: int,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        self.views = views
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.seed = seed
+        self.device = device
+        labels = np.asarray(labels)
+        if labels.ndim == 1:
+            self._classes = torch.from_numpy(labels.astype(np.int64)).to(device)
+            self._labels = nn.functional.one_hot(self._classes, n_classes).float()
+        else:
+            self._classes = None
+            self._labels = torch.from_numpy(labels.astype(np.float32)).to(device)
+        ties = streams.signs(seed, "tie bits", self.rows, bits)
+        self._ties = torch.from_numpy(ties.astype(np.float32)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def steps(self, batch_size: int) -> int:
+        """Return the optimiser steps in one epoch."""
+        return len(self) // batch_size
+
+    def batches(self, epoch: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the positions (rows of the split) of each full batch of the epoch, in order."""
+        order = streams.permutation(self.seed, "order", len(self), epoch=epoch)
+        for step in range(self.steps(batch_size)):
+            yield order[step * batch_size : (step + 1) * batch_size]
+
+    def view(self, positions: NDArray[np.int64], epoch: int) -> Tensor:
+        """Return the augmented images (n, 3, S, S) of these positions in this epoch."""
+        return self.views.train(self.rows[positions], epoch)
+
+    def batch(self, positions: NDArray[np.int64], epoch: int) -> Batch:
+        """Return labels and identities of these positions."""
+        index = torch.from_numpy(positions).to(self.device)
+        return Batch(
+            rows=index,
+            labels=self._labels[index],
+            classes=None if self._classes is None else self._classes[index],
+            tie_bits=self._ties[index],
+            epoch=epoch,
+        )
+
+
+class Learner:
+    """One side in training: its network, optimiser, recipe and random stream.
+
+    Args:
+        side: which side; names its random stream.
+        network: the network, already on its device.
+        groups: parameters by group, "backbone" and "head", as of ``methods.networks``.
+        recipe: how it is trained.
+        steps_per_epoch: optimiser steps in an epoch.
+        seed: the trial's seed.
+    """
+
+    def __init__(
+        self,
+        side: SideName,
+        network: nn.Module,
+        groups: Mapping[str, list[nn.Parameter]],
+        recipe: Recipe,
+        *,
+        steps_per_epoch: int,
+        seed: int,
+    ) -> None:
+        self.side = side
+        self.network = network
+        self.recipe = recipe
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self._rates = {"backbone": recipe.lr_backbone, "head": recipe.lr_head}
+        self._names = list(groups)
+        self.optimizer = _optimizer(
+            recipe, [{"params": groups[name], "lr": self._rates[name]} for name in self._names]
+        )
+
+    def forward(self, views: Tensor, epoch: int, step: int) -> Tensor:
+        """Return h (n, B) in float32, drawing dropout from this side's own stream."""
+        device = views.device.type
+        reduced = self.recipe.precision == "bf16"
+        with (
+            streams.torch_stream(self.seed, self.side, "forward", epoch, step),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=reduced),
+        ):
+            output: Tensor = self.network(views)
+        return output.float() if reduced else output
+
+    def step(self, loss: Tensor, epoch: int, step: int) -> None:
+        """Back-propagate ``loss`` and take one optimiser step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.apply(epoch, step)
+
+    def apply(self, epoch: int, step: int) -> None:
+        """Take one optimiser step with the gradients that are there."""
+        factor = self.factor(epoch, step)
+        for name, group in zip(self._names, self.optimizer.param_groups, strict=True):
+            group["lr"] = self._rates[name] * factor
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+
+    def factor(self, epoch: int, step: int) -> float:
+        """Return the learning-rate factor of this step."""
+        return self.recipe.lr_factor(epoch * self.steps_per_epoch + step, self.steps_per_epoch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that training goes on from, by name."""
+        saved = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                saved[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        return saved
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`tensors` returned."""
+        network = {k.removeprefix("network."): v for k, v in saved.items() if k[:8] == "network."}
+        self.network.load_state_dict(network)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                state.setdefault(int(index), {})[name] = value.clone()
+        current = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+def _optimizer(recipe: Recipe, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    decay = recipe.weight_decay
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, weight_decay=decay, fused=True)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay
+        )
+    return torch.optim.RMSprop(groups, momentum=recipe.momentum, weight_decay=decay)
+
+
+class LiveTeacher:
+    """A frozen gallery network asked anew for every batch.
+
+    Args:
+        network: the gallery network; put into eval mode and frozen here.
+        kind: "float" gives h_g, "sign" gives b_g in {-1, +1}.
+        precision: of the forward pass.
+    """
+
+    def __init__(
+        self, network: nn.Module, kind: Literal["sign", "float"], precision: str = "fp32"
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.kind = kind
+        self._reduced = precision == "bf16"
+
+    def codes(self, epoch: int, positions: NDArray[np.int64], views: Tensor) -> Tensor:
+        """Return the codes (n, B) of the views."""
+        device = views.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._reduced):
+            h_g: Tensor = self.network(views).float()
+        return binarize(h_g) if self.kind == "sign" else h_g
+
+
+def binarize(h: Tensor) -> Tensor:
+    """Return sgn(h) in {-1, +1} with sgn(0) = +1, without gradient, in h's dtype."""
+    return torch.where(h.detach() >= 0, 1.0, -1.0).to(h.dtype)
+
+
+class Trainer:
+    """Trains one stage: a gallery, a query, or both.
+
+    Args:
+        method: whose losses are optimised.
+        data: the training split.
+        query: the query side, where this stage trains it.
+        gallery: the gallery side, where this stage trains it.
+        source: the gallery's codes, where the query trains and the gallery does not.
+        sink: where the gallery's codes are recorded while it trains, if they are.
+        state: the method's state (centers and the like), on the device.
+        validate: called after each epoch with the epoch; its values join the report.
+
+    Attributes:
+        epoch: the next epoch to train, 0-based.
+    """
+
+    def __init__(
+        self,
+        method: HashMethod,
+        data: TrainingData,
+        *,
+        query: Learner | None = None,
+        gallery: Learner | None = None,
+        source: CodeSource | None = None,
+        sink: CodeSink | None = None,
+        state: State | None = None,
+        validate: Callable[[int], dict[str, float]] | None = None,
+    ) -> None:
+        if query is None and gallery is None:
+            raise ValueError("a trainer needs a side to train")
+        if query is not None and (gallery is None) == (source is None):
+            raise ValueError("a query trains beside its gallery or on its codes, exactly one")
+        self.method = method
+        self.data = data
+        self.query = query
+        self.gallery = gallery
+        self.source = source
+        self.sink = sink
+        self.state: State = dict(state or {})
+        self.validate = validate
+        self.epoch = 0
+        lead = query or gallery
+        assert lead is not None
+        self._recipe = lead.recipe
+
+    @property
+    def learners(self) -> list[Learner]:
+        """The sides in training, gallery first."""
+        return [side for side in (self.gallery, self.query) if side is not None]
+
+    def run(self) -> Iterator[EpochReport]:
+        """Train from :attr:`epoch` to the recipe's last, yielding a report after each epoch.
+
+        Raises:
+            TrainingDiverged: a loss term is not finite.
+        """
+        while self.epoch < self._recipe.epochs:
+            epoch = self.epoch
+            started = time.perf_counter()
+            metrics, images = self._train_epoch(epoch)
+            seconds = time.perf_counter() - started
+            self.epoch = epoch + 1
+            if self.validate is not None:
+                metrics |= self.validate(epoch)
+            yield EpochReport(epoch=epoch, metrics=metrics, seconds=seconds, images=images)
+
+    def _train_epoch(self, epoch: int) -> tuple[dict[str, float], int]:
+        for learner in self.learners:
+            learner.network.train()
+        if self.sink is not None:
+            self.sink.begin(epoch)
+        sums: dict[str, Tensor] = {}
+        steps = images = 0
+        for step, positions in enumerate(self.data.batches(epoch, self._recipe.batch_size)):
+            terms = self._step(epoch, step, positions)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double()
+            steps += 1
+            images += len(positions)
+        if self.sink is not None:
+            self.sink.end(epoch)
+        means = {name: float(total) / steps for name, total in sums.items()}
+        for name, mean in means.items():
+            if not np.isfinite(mean):
+                raise TrainingDiverged(
+                    f"{name} is {mean} in epoch {epoch + 1} of {self._recipe.epochs}; "
+                    "lower the learning rates, or set train.clip_norm"
+                )
+        for learner in self.learners:
+            factor = learner.factor(epoch, max(0, steps - 1))
+            means[f"lr/{learner.side}/backbone"] = learner.recipe.lr_backbone * factor
+            means[f"lr/{learner.side}/head"] = learner.recipe.lr_head * factor
+        return means, images
+
+    def _step(self, epoch: int, step: int, positions: NDArray[np.int64]) -> LossTerms:
+        views = self.data.view(positions, epoch)
+        batch = self.data.batch(positions, epoch)
+        logged: LossTerms = {}
+        codes: Tensor | None = None
+        if self.gallery is not None:
+            h_g = self.gallery.forward(views, epoch, step)
+            if self.sink is not None:
+                self.sink.write(positions, h_g.detach())
+            if self.method.schedule is Schedule.JOINT and self.query is not None:
+                return self._joint_step(epoch, step, views, h_g, batch)
+            terms = self.method.gallery_method().gallery_loss(h_g, batch, self.state)
+            self.gallery.step(_total(terms), epoch, step)
+            logged |= {f"loss/gallery/{name}": value for name, value in terms.items()}
+            sign = self.method.recording == "sign"
+            codes = binarize(h_g) if sign else h_g.detach()
+        elif self.source is not None:
+            codes = self.source.codes(epoch, positions, views)
+        if self.query is not None:
+            assert codes is not None
+            h_q = self.query.forward(views, epoch, step)
+            terms = self.method.query_loss(h_q, codes, batch, self.state)
+            self.query.step(_total(terms), epoch, step)
+            logged |= {f"loss/query/{name}": value for name, value in terms.items()}
+        return logged
+
+    def _joint_step(
+        self, epoch: int, step: int, views: Tensor, h_g: Tensor, batch: Batch
+    ) -> LossTerms:
+        assert self.query is not None and self.gallery is not None
+        h_q = self.query.forward(views, epoch, step)
+        terms = self.method.joint_loss(h_q, h_g, batch, self.state)
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+        _total(terms).backward()  # type: ignore[no-untyped-call]
+        for learner in self.learners:
+            learner.apply(epoch, step)
+        return {f"loss/joint/{name}": value for name, value in terms.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return a checkpoint: both sides, and the method's state."""
+        saved = {f"state.{name}": value for name, value in self.state.items()}
+        for learner in self.learners:
+            saved |= {f"{learner.side}.{k}": v for k, v in learner.tensors().items()}
+        return saved
+
+    def load(self, saved: Mapping[str, Tensor], epoch: int) -> None:
+        """Go on from a checkpoint taken after ``epoch`` epochs."""
+        for learner in self.learners:
+            prefix = f"{learner.side}."
+            learner.load({k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})
+        for name in self.state:
+            self.state[name] = saved[f"state.{name}"].to(self.state[name].device)
+        self.epoch = epoch
+
+
+def _total(terms: LossTerms) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def record(
+    teacher: LiveTeacher, data: TrainingData, recipe: Recipe, sink: CodeSink, *, start: int = 0
+) -> Iterator[int]:
+    """Record a frozen gallery's codes of the very views that the query will train on.
+
+    The batches are those of the query's training, so that every forward pass here is the one that
+    live training would have made. Yields each epoch when it is complete.
+
+    Args:
+        teacher: the frozen gallery.
+        data: the training split.
+        recipe: the query's recipe (epochs, batch size).
+        sink: where the codes go.
+        start: the first epoch to record, 0-based.
+    """
+    for epoch in range(start, recipe.epochs):
+        sink.begin(epoch)
+        for positions in data.batches(epoch, recipe.batch_size):
+            views = data.view(positions, epoch)
+            sink.write(positions, teacher.codes(epoch, positions, views))
+        sink.end(epoch)
+        yield epoch
+
+
+def encode(
+    network: nn.Module,
+    views: Views,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Encode images without augmentation, in eval mode and float32.
+
+    Args:
+        network: of either side; left in eval mode.
+        views: the dataset's views.
+        rows: (N,) rows of the image store.
+        batch_size: images in a forward pass; fixed, since it can move the last bit of an output.
+        progress: called with the images done after each batch.
+
+    Returns:
+        (N, B) continuous codes h, float32.
+    """
+    network.eval()
+    blocks = []
+    with torch.inference_mode():
+        for first in range(0, len(rows), batch_size):
+            h = network(views.eval(rows[first : first + batch_size]))
+            blocks.append(h.float().cpu().numpy())
+            if progress is not None:
+                progress(min(len(rows), first + batch_size))
+    if not blocks:
+        raise ValueError("there is nothing to encode: rows is empty")
+    return np.concatenate(blocks)

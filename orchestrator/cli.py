@@ -1,0 +1,321 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from retrieval.errors import InputError, nearest
+
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class _Group(click.Group):
+    """Commands that suggest the nearest name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = nearest(args[0], self.list_commands(ctx)) if args else []
+            if close:
+                error.message += f" Did you mean {close[0]!r}?"
+            raise
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="asymbench")
+def cli() -> None:
+    """Compare asymmetric image-retrieval hashing methods.
+
+    STUDY is a YAML file, a shipped preset (see `asymbench list studies`), or the name of a study
+    already run. Everything that a run writes lies in ASYMBENCH_HOME (default: ./runs).
+    """
+
+
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the study, dotted: --set train.epochs=2 --set bits=[16,32].",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def _echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _table(header: list[str], body: list[list[Any]]) -> str:
+    lines = [header, *[["" if v is None else str(v) for v in row] for row in body]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = []
+    for line in lines:
+        text.append("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
+    return "\n".join(text)
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["methods", "datasets", "pairs", "studies"]))
+@_json
+def list_(what: str, as_json: bool) -> None:
+    """List the methods, datasets, pairs or shipped studies."""
+    from orchestrator import catalogue
+
+    entries = catalogue.entries(what)
+    if as_json:
+        _echo_json(entries)
+        return
+    columns = list(entries[0]) if entries else []
+    shown = [c for c in columns if c not in catalogue.HIDDEN]
+    click.echo(_table(shown, [[_short(entry[c]) for c in shown] for entry in entries]))
+    for name, error in catalogue.broken(what).items():
+        click.echo(f"{name}: cannot be imported: {type(error).__name__}: {error}", err=True)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+@cli.command()
+@click.argument("study")
+@_set
+@_json
+@click.option("--trials", is_flag=True, help="List every trial with the stages it still needs.")
+def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) -> None:
+    """Show what a run would do: trials, stages, what is shared and done. Trains nothing."""
+    from orchestrator.progress import duration
+    from orchestrator.session import open_session, summarize
+
+    summary = summarize(open_session(study, overrides))
+    if as_json:
+        _echo_json(summary)
+        return
+    click.echo(f"study {summary['study']}: {summary['trials']} trials", nl=False)
+    click.echo(f", {summary['trials_done']} done, {summary['stages_to_run']} stages to run")
+    body = [
+        [
+            kind,
+            row["stages"],
+            row["uses"],
+            row["shared"],
+            row["done"],
+            row["to_run"],
+            duration(row["seconds"]),
+        ]
+        for kind, row in summary["stages"].items()
+    ]
+    header = ["stage", "distinct", "uses", "shared", "done", "to run", "estimated"]
+    click.echo(_table(header, body))
+    click.echo(
+        f"estimated work {duration(summary['seconds_to_run'])}, longest chain "
+        f"{duration(summary['seconds_longest_chain'])}; sharing saves "
+        f"{duration(summary['seconds_saved_by_sharing'])}; {summary['threads']} CPU threads a stage"
+    )
+    if trials:
+        body = [
+            [
+                f"{t['method']} {t['setting']}".strip(),
+                t["dataset"],
+                t["pair"],
+                t["bits"],
+                t["seed"],
+                "done" if t["done"] else "needs " + ", ".join(t["to_run"]),
+            ]
+            for t in summary["list"]
+        ]
+        click.echo()
+        click.echo(_table(["method", "dataset", "pair", "bits", "seed", "state"], body))
+
+
+@cli.command()
+@click.argument("study")
+@_set
+@_json
+@click.option(
+    "--executor",
+    type=click.Choice(["ray", "inline"]),
+    default="ray",
+    show_default=True,
+    help="Ray Tune, or this process, one stage at a time (to debug a method).",
+)
+@click.option("--cpus", type=click.IntRange(min=1), help="CPU cores to offer; default: all.")
+def run(
+    study: str, overrides: tuple[str, ...], as_json: bool, executor: str, cpus: int | None
+) -> None:
+    """Run what is missing of a study, then print its table. Stop it at any time and run again."""
+    from orchestrator import report as reporting
+    from orchestrator.session import open_session
+    from orchestrator.session import run as run_session
+
+    session = open_session(study, overrides)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = run_session(session, executor=executor, cpus=cpus)
+    except KeyboardInterrupt:
+        again = " ".join(["asymbench run", study, *(f"--set {o!r}" for o in overrides)])
+        click.echo(f"\ninterrupted; what is finished is kept. To go on: {again}", err=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    text = reporting.to_json if as_json else reporting.to_text
+    click.echo(text(session.plan, session.store), nl=False)
+    click.echo(result.sharing.text(), err=True)
+    click.echo(f"{result.ran} stages were run now", err=True)
+    for line in result.tracking[:5]:
+        click.echo(f"not mirrored to MLflow: {line}", err=True)
+    if result.tracking:
+        click.echo("the results are complete in the store; run again to complete MLflow", err=True)
+    elif session.study.tracking.enabled and not session.study.tracking.uri:
+        database = session.home / "mlflow.db"
+        click.echo(
+            f"compare in MLflow: mlflow ui --backend-store-uri sqlite:///{database}", err=True
+        )
+    if result.failed:
+        click.echo(f"{result.failed} trials failed; `asymbench status` has the reasons", err=True)
+        raise SystemExit(EXIT_FAILED)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@cli.command()
+@click.argument("study")
+@_set
+@_json
+def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show which trials are done, running, waiting or failed, and why."""
+    from orchestrator.progress import describe
+    from orchestrator.session import open_session
+    from orchestrator.session import status as study_status
+
+    found = study_status(open_session(study, overrides, ran=True))
+    if as_json:
+        _echo_json(found)
+        return
+    counts = ", ".join(f"{n} {state}" for state, n in found["trials"].items())
+    click.echo(f"study {found['study']}: {counts}")
+    for live in found["live"]:
+        click.echo(f"  running {live['stage']}: {describe(live)}")
+    body = [[t["state"], t["label"], t["reason"] or ""] for t in found["list"]]
+    click.echo(_table(["state", "trial", "reason"], body))
+
+
+@cli.command()
+@click.argument("study")
+@_set
+@_json
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "md", "csv", "json"]),
+    default="text",
+    show_default=True,
+    help="Tables as text or Markdown; one row a trial as CSV or JSON.",
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to a file.")
+def report(
+    study: str, overrides: tuple[str, ...], as_json: bool, form: str, output: str | None
+) -> None:
+    """Print a study's table from the store. Trains nothing; missing trials show as '-'."""
+    from pathlib import Path
+
+    from orchestrator.report import FORMATS
+    from orchestrator.session import open_session
+    from orchestrator.store import write_atomic
+
+    session = open_session(study, overrides, ran=True)
+    text = FORMATS["json" if as_json else form](session.plan, session.store)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(Path(output), text.encode())
+
+
+@cli.command()
+@click.option("--query-codes", required=True, help=".npy: (N, B) real or ±1, or packed uint8.")
+@click.option("--gallery-codes", required=True, help=".npy, like the query's.")
+@click.option("--query-labels", required=True, help=".npy: integers (N,) or multi-hot (N, C).")
+@click.option("--gallery-labels", required=True, help=".npy, like the query's.")
+@click.option("--bits", type=int, help="Code length; needed for packed codes.")
+@click.option("--at", default="all", show_default=True, help="Cut-off of mAP: all or a number.")
+@_json
+def evaluate(
+    query_codes: str,
+    gallery_codes: str,
+    query_labels: str,
+    gallery_labels: str,
+    bits: int | None,
+    at: str,
+    as_json: bool,
+) -> None:
+    """Score codes by Hamming ranking: exact, tie-aware mAP and the rest."""
+    from retrieval.evaluation import evaluate_files
+
+    cutoff: int | str = int(at) if at.lstrip("-").isdigit() else at
+    scored = evaluate_files(
+        query_codes, gallery_codes, query_labels, gallery_labels, bits=bits, at=cutoff
+    )
+    found = scored.to_json()
+    if as_json:
+        _echo_json(found)
+        return
+    body = [[k, f"{v:.6f}" if isinstance(v, float) else v] for k, v in _scalars(found)]
+    click.echo(_table(["metric", "value"], body))
+
+
+def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            flat += [(f"{name}[{k}]", v) for k, v in value.items() if not isinstance(v, list)]
+        elif not isinstance(value, list):
+            flat.append((name, value))
+    return flat
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; turn what went wrong into one message and an exit code."""
+    try:
+        command()
+    except InputError as error:
+        click.echo(f"asymbench: {error}", err=True)
+        return EXIT_INPUT
+    except click.ClickException as error:
+        error.show()
+        return EXIT_INPUT
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except PermissionError as error:
+        click.echo(f"asymbench: {error.filename}: {error.strerror}", err=True)
+        return EXIT_INPUT
+    except SystemExit as error:
+        return int(error.code or 0)
+    return EXIT_DONE
+
+
+def main() -> None:
+    """Entry point of the ``asymbench`` command."""
+    raise SystemExit(guarded(lambda: cli(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

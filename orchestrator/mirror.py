@@ -1,0 +1,271 @@
+"""Mirrors a run to MLflow: one run a trial in the study's experiment, one a shared stage.
+
+A listener of the schedule sends epochs as they come; at the end everything that the store holds is
+sent again where it is missing, so that the mirror is complete after every run, whatever happened.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.pictures import pr_curve_png, precision_at_k_png
+from orchestrator.plan import Plan, Stage, Trial
+from orchestrator.store import StageStore, digest, read_json, write_atomic
+from orchestrator.tracking import RunRecord, Tracker, mirror_digest
+
+STAGES_EXPERIMENT = "asymbench-stages"
+
+_SHARED = ("centers", "gallery", "recording")
+"""Kinds of stages that get a run of their own; the others are their trial's."""
+
+
+class Mirror:
+    """Sends a plan's trials and shared stages to a tracker.
+
+    Args:
+        plan: the plan.
+        store: the truth.
+        tracker: where to.
+        home: ASYMBENCH_HOME; pictures and resolved trials are kept there until they are sent.
+        kind: of the study, a tag.
+    """
+
+    def __init__(
+        self, plan: Plan, store: StageStore, tracker: Tracker, home: Path, kind: str
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.tracker = tracker
+        self.folder = home / "studies" / plan.study / "trials"
+        self.kind = kind
+        self._open: set[str] = set()
+        self._owners: dict[str, list[Trial]] = {}
+        for trial in plan.trials:
+            for stage_kind in ("query", "joint"):
+                if stage_kind in trial.stages:
+                    self._owners.setdefault(trial.stages[stage_kind], []).append(trial)
+
+    # ---- a listener of the schedule ------------------------------------------------------
+
+    def stage_started(self, stage: Stage) -> None:
+        """Open the stage's run, or those of the trials that it trains."""
+        for record in self._records(stage):
+            self._open_once(record)
+
+    def stage_progressed(self, stage: Stage, note: dict[str, Any]) -> None:
+        """Send an epoch's numbers."""
+        if note.get("event") != "epoch":
+            return
+        for record in self._records(stage):
+            self._open_once(record)
+            self.tracker.metrics(record.key, int(note["epoch"]) - 1, note["metrics"])
+
+    def stage_finished(self, stage: Stage) -> None:
+        """End the stage's run; a metrics stage ends its trial's."""
+        if stage.kind in _SHARED:
+            self._finish_stage(stage)
+        elif stage.kind == "metrics":
+            for trial in self.plan.trials_of(stage.id):
+                if trial.id == stage.id:
+                    self._finish_trial(trial)
+
+    def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
+        """End the stage's run and its trials' as failed, with the reason."""
+        tags = {"failure": f"{failure['kind']}: {failure['reason']}"}
+        keys = [stage.id] if stage.kind in _SHARED else []
+        if keys:
+            self._open_once(self._stage_record(stage))
+        for trial in self.plan.trials_of(stage.id):
+            self._open_once(self._trial_record(trial))
+            keys.append(trial.id)
+        for key in keys:
+            self.tracker.finish(key, "FAILED", {}, tags, [])
+
+    # ---- the whole mirror ----------------------------------------------------------------
+
+    def complete(self) -> None:
+        """Send whatever is in the store and not in the mirror."""
+        for stage in self.plan.stages.values():
+            if stage.kind in _SHARED and self.store.is_done(stage.id):
+                self._finish_stage(stage)
+        for trial in self.plan.trials:
+            if self.store.is_done(trial.id):
+                self._finish_trial(trial)
+
+    def _finish_stage(self, stage: Stage) -> None:
+        manifest = self.store.manifest(stage.id)
+        metrics = _numbers({**manifest.result, **manifest.cost})
+        tags = {"stage_kind": stage.kind, "device": str(manifest.cost.get("device", ""))}
+        artifacts: list[tuple[Path, str]] = []
+        folder = self.store.folder(stage.id)
+        for name in ("weights.safetensors", "centers.npy", "gallery_codes.npy", "history.json"):
+            if name in manifest.files:
+                artifacts.append((folder / name, ""))
+        self._finish(self._stage_record(stage), metrics, tags, artifacts, [stage.id])
+
+    def _finish_trial(self, trial: Trial) -> None:
+        metrics = trial_metrics(trial, self.store)
+        scored = self.store.manifest(trial.id)
+        trained = self.store.manifest(trial.stages.get("joint") or trial.stages["query"])
+        tags = {"device": str(trained.cost.get("device", ""))}
+        artifacts = self._artifacts(trial, scored.id, trained.id)
+        history = [trained.id]
+        self._finish(self._trial_record(trial), metrics, tags, artifacts, history)
+
+    def _finish(
+        self,
+        record: RunRecord,
+        metrics: dict[str, float],
+        tags: dict[str, str],
+        artifacts: list[tuple[Path, str]],
+        histories: list[str],
+    ) -> None:
+        paths = [(str(path), subfolder) for path, subfolder in artifacts]
+        mark = mirror_digest(record.experiment, "FINISHED", metrics, tags, paths)
+        if self.tracker.is_mirrored(record.key, mark):
+            return
+        self._open_once(record)
+        for stage_id in histories:
+            for entry in read_json(self.store.folder(stage_id) / "history.json") or ():
+                values = {k: v for k, v in entry.items() if k != "epoch"}
+                self.tracker.metrics(record.key, int(entry["epoch"]), values)
+        self.tracker.finish(record.key, "FINISHED", metrics, tags, paths)
+        self._open.discard(record.key)
+
+    # ---- records -------------------------------------------------------------------------
+
+    def _open_once(self, record: RunRecord) -> None:
+        if record.key not in self._open:
+            self._open.add(record.key)
+            self.tracker.open(record)
+
+    def _records(self, stage: Stage) -> list[RunRecord]:
+        if stage.kind in _SHARED:
+            return [self._stage_record(stage)]
+        return [self._trial_record(trial) for trial in self._owners.get(stage.id, ())]
+
+    def _stage_record(self, stage: Stage) -> RunRecord:
+        identity = {k: v for k, v in stage.identity.items() if k not in ("inputs", "kind")}
+        return RunRecord(
+            key=stage.id,
+            experiment=STAGES_EXPERIMENT,
+            name=stage.label,
+            params=_flat(identity),
+            tags={
+                "stage_id": stage.id,
+                "stage_kind": stage.kind,
+                "code_version": version("asymbench"),
+                **{f"input.{role}": parent for role, parent in stage.inputs.items()},
+            },
+        )
+
+    def _trial_record(self, trial: Trial) -> RunRecord:
+        trained = self.plan.stages[trial.stages.get("joint") or trial.stages["query"]]
+        recipe = trained.setup.get("recipe") or {}
+        return RunRecord(
+            key=trial.id,
+            experiment=self.plan.study,
+            name=trial.label,
+            params={
+                "dataset": trial.dataset,
+                "protocol": trial.protocol,
+                "pair": trial.pair,
+                "query_backbone": trial.query_backbone,
+                "gallery_backbone": trial.gallery_backbone,
+                "method": trial.method,
+                "bits": trial.bits,
+                "seed": trial.seed,
+                "at": trial.at,
+                **_flat(trial.params),
+                **_flat({"train": recipe}),
+            },
+            tags={
+                "trial_id": trial.id,
+                "study": self.plan.study,
+                "study_kind": self.kind,
+                "code_version": version("asymbench"),
+                **{f"stage.{kind}": stage_id for kind, stage_id in trial.stages.items()},
+            },
+        )
+
+    def _artifacts(self, trial: Trial, scored: str, trained: str) -> list[tuple[Path, str]]:
+        folder = self.folder / trial.id
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation = self.store.folder(scored) / "evaluation.json"
+        resolved = {
+            "trial": trial.id,
+            **{name: getattr(trial, name) for name in ("method", "dataset", "pair", "bits")},
+            "seed": trial.seed,
+            "params": trial.params,
+            "stages": {
+                kind: {"id": stage_id, "identity": self.plan.stages[stage_id].identity}
+                for kind, stage_id in trial.stages.items()
+            },
+        }
+        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        if not (folder / "trial.yaml").exists():
+            write_atomic(folder / "trial.yaml", text.encode())
+        curves = read_json(evaluation) or {}
+        if not (folder / "precision_recall.png").exists():
+            pr_curve_png([(trial.label, curves["pr_curve"])], folder / "precision_recall.png")
+            precisions = {int(k): v for k, v in curves["precision_at_k"].items()}
+            precision_at_k_png([(trial.label, precisions)], folder / "precision_at_k.png")
+        gallery = self.store.folder(trial.stages.get("joint") or trial.stages["gallery"])
+        return [
+            (folder / "trial.yaml", ""),
+            (folder / "precision_recall.png", "curves"),
+            (folder / "precision_at_k.png", "curves"),
+            (evaluation, "curves"),
+            (self.store.folder(trained) / "weights.safetensors", "weights"),
+            (self.store.folder(trained) / "query_codes.npy", "codes"),
+            (gallery / "gallery_codes.npy", "codes"),
+        ]
+
+
+def trial_metrics(trial: Trial, store: StageStore) -> dict[str, float]:
+    """Return a finished trial's final metrics: scores, sizes, and seconds and memory by stage."""
+    metrics = _numbers(store.manifest(trial.id).result)
+    for kind, stage_id in trial.stages.items():
+        if kind == "metrics" or not store.is_done(stage_id):
+            continue
+        manifest = store.manifest(stage_id)
+        for name in ("seconds", "peak_memory_mb", "images_per_second"):
+            if name in manifest.cost:
+                metrics[f"{name}/{kind}"] = float(manifest.cost[name])
+        side = {"gallery": "gallery", "query": "query"}.get(kind)
+        for name in ("parameters", "flops"):
+            if side and name in manifest.result:
+                metrics[f"{name}/{side}"] = float(manifest.result[name])
+            elif kind == "joint":
+                metrics[f"{name}/query"] = float(manifest.result[name])
+                metrics[f"{name}/gallery"] = float(manifest.result[f"gallery_{name}"])
+    return metrics
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool | None]:
+    """Flatten nested mappings to dotted names; lists become text."""
+    flat: dict[str, str | int | float | bool | None] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            text = str(list(value))
+            flat[name] = text if len(text) < 500 else f"{digest(list(value))[:16]}..."
+        else:
+            flat[name] = value
+    return flat
+
+
+def _numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            numbers |= _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[f"{prefix}{key}"] = float(value)
+    return numbers

@@ -1,0 +1,585 @@
+"""From a study to a graph of stages: pure, fast, without Ray, torch or MLflow.
+
+A trial is a path through stages; a stage's id is the digest of everything that determines its
+output and of the ids it consumes. Trials that need the same stage get the same id, and with it the
+same work.
+
+    centers -> gallery -> query -> metrics          the sides train in the same steps, replayed
+    centers -> gallery -> recording -> query -> ... two stages, the frozen gallery recorded once
+    centers -> joint -> metrics                     the sides depend on each other
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from cluster.resources import Request, ResourceError
+from methods.base import HashMethod, Schedule, Task, build_method
+from methods.pairs import PAIRS, PairSpec, SideSpec
+from methods.recipe import Recipe
+from orchestrator.store import FORMAT, digest
+from orchestrator.study import Resources, Study
+from retrieval.augmentation import Augmentation
+from retrieval.datasets import Dataset, open_dataset
+from retrieval.errors import InputError
+from retrieval.validation import explain_validation
+from search_spaces.grid import expand, varied
+
+StageKind = Literal["centers", "gallery", "recording", "query", "joint", "metrics"]
+KINDS: tuple[StageKind, ...] = ("centers", "gallery", "recording", "query", "joint", "metrics")
+
+METRICS_VERSION = 1
+"""Raised whenever the evaluation's numbers may change."""
+
+CENTERS_VERSION = 1
+"""Raised whenever hash centers or their assignment may change."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A unit of work.
+
+    Attributes:
+        id: digest of ``identity``.
+        kind: what it does.
+        identity: all that determines its output, the inputs' ids included.
+        inputs: role -> id of the stages it consumes.
+        setup: what a worker needs to do it: the identity's values plus paths of this machine.
+        request: the resources it asks for; None takes the default of its kind on the cluster.
+        label: readable, for progress lines.
+        images: (training, forward-only) image passes, for estimates.
+    """
+
+    id: str
+    kind: StageKind
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    setup: dict[str, Any]
+    request: Request | None
+    label: str
+    images: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of the table.
+
+    Attributes:
+        id: the id of its metrics stage.
+        method, dataset, pair, bits, seed: its coordinates.
+        params: all hyperparameters.
+        setting: the hyperparameters that the study varies, as text ("gamma=10"), or "".
+        query_backbone, gallery_backbone: timm names.
+        protocol: the protocol's id.
+        at: the cut-off of its mAP.
+        stages: kind -> id of the stages on its path.
+    """
+
+    id: str
+    method: str
+    dataset: str
+    pair: str
+    bits: int
+    seed: int
+    params: dict[str, Any]
+    setting: str
+    query_backbone: str
+    gallery_backbone: str
+    protocol: str
+    at: int | str
+    stages: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """A readable name: ``csch · mnetv3s→rn50 · 32 bit · cifar10 · s0``."""
+        method = f"{self.method} {self.setting}" if self.setting else self.method
+        return f"{method} · {self.pair} · {self.bits} bit · {self.dataset} · s{self.seed}"
+
+
+@dataclass
+class Plan:
+    """All trials of a study and the distinct stages they are made of, inputs before users."""
+
+    study: str
+    trials: list[Trial] = field(default_factory=list)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set, repr=False)
+
+    def add(self, trial: Trial) -> None:
+        """Add a trial, unless another spelling of the same one is there already."""
+        if trial.id not in self._known:
+            self._known.add(trial.id)
+            self.trials.append(trial)
+
+    @cached_property
+    def uses(self) -> Counter[str]:
+        """Stage id -> number of trials that need it."""
+        return Counter(i for trial in self.trials for i in trial.stages.values())
+
+    @cached_property
+    def users(self) -> dict[str, list[str]]:
+        """Stage id -> ids of the stages that consume it."""
+        table: dict[str, list[str]] = {stage_id: [] for stage_id in self.stages}
+        for stage in self.stages.values():
+            for parent in stage.inputs.values():
+                table[parent].append(stage.id)
+        return table
+
+    def of_kind(self, kind: StageKind) -> list[Stage]:
+        """Return the stages of one kind."""
+        return [stage for stage in self.stages.values() if stage.kind == kind]
+
+    def trials_of(self, stage_id: str) -> list[Trial]:
+        """Return the trials whose path holds the stage."""
+        return [trial for trial in self.trials if stage_id in trial.stages.values()]
+
+
+def build_plan(study: Study, *, folder: Path, home: Path) -> Plan:
+    """Plan a study.
+
+    Args:
+        study: the validated study.
+        folder: the study file's folder; a relative path that does not exist from the working
+            directory is looked for there.
+        home: ASYMBENCH_HOME, where datasets keep their listings.
+
+    Raises:
+        InputError: a name, option or combination is wrong; ``key`` is the study's key.
+    """
+    plan = Plan(study=study.study)
+    datasets = _datasets(study, folder, home)
+    pairs = _pairs(study, folder)
+    for data_key, given, dataset in datasets:
+        augmentation = _augmentation(study, dataset)
+        for pair in pairs:
+            for method, params, setting in _settings(study):
+                for bits in study.bits:
+                    built = _build(method, params, bits, dataset, study, data_key)
+                    for seed in study.seeds:
+                        cell = _Cell(
+                            study, dataset, given, augmentation, pair, built, setting, bits, seed
+                        )
+                        cell.add_to(plan)
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    plan.stages = dict(sorted(plan.stages.items(), key=lambda item: order[item[1].kind]))
+    return plan
+
+
+def resolve(path: str, folder: Path) -> str:
+    """Return ``path`` as an absolute one: from the working directory, or from ``folder``."""
+    here = Path(path).expanduser()
+    if here.is_absolute() or here.exists():
+        return str(here.absolute())
+    beside = folder / here
+    return str((beside if beside.exists() else here).absolute())
+
+
+def _datasets(
+    study: Study, folder: Path, home: Path
+) -> list[tuple[str, str | dict[str, Any], Dataset]]:
+    opened = []
+    for index, given in enumerate(study.datasets):
+        key = f"datasets.{index}"
+        if isinstance(given, dict):
+            given = dict(given)
+            for option in ("root", "folder"):
+                if isinstance(given.get(option), str):
+                    given[option] = resolve(given[option], folder)
+            protocol = given.get("protocol")
+            if isinstance(protocol, dict) and isinstance(protocol.get("split_file"), str):
+                file = resolve(protocol["split_file"], folder)
+                given["protocol"] = {**protocol, "split_file": file}
+        try:
+            dataset = open_dataset(given, home=home)
+            dataset.identity()
+        except InputError as error:
+            raise error.located(prefix=key) from None
+        opened.append((key, given, dataset))
+    _refuse_repeats("datasets", [dataset.name for _, _, dataset in opened], study.datasets)
+    return opened
+
+
+def _pairs(study: Study, folder: Path) -> list[PairSpec]:
+    pairs = []
+    for index, given in enumerate(study.pairs):
+        key = f"pairs.{index}"
+        try:
+            pair = PAIRS.get(given) if isinstance(given, str) else _pair(given, folder)
+            for side, spec in (("query", pair.query), ("gallery", pair.gallery)):
+                try:
+                    spec.check()
+                except InputError as error:
+                    raise error.located(prefix=side) from None
+        except InputError as error:
+            raise error.located(prefix=key) from None
+        pairs.append(pair)
+    _refuse_repeats("pairs", [pair.name for pair in pairs], study.pairs)
+    return pairs
+
+
+def _pair(given: Mapping[str, Any], folder: Path) -> PairSpec:
+    data = dict(given)
+    for side in ("query", "gallery"):
+        value = data.get(side)
+        if isinstance(value, str):
+            data[side] = {"backbone": value}
+        elif isinstance(value, dict) and isinstance(value.get("weights"), str):
+            data[side] = {**value, "weights": resolve(value["weights"], folder)}
+    try:
+        return PairSpec(**data)
+    except ValidationError as error:
+        raise explain_validation(error, PairSpec) from None
+
+
+def _refuse_repeats(key: str, names: list[str], given: list[Any]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1 and key == "pairs":
+            raise InputError(
+                f"the name {name!r} is taken twice; give each pair a name of its own", key=key
+            )
+        if count > 1 and len({digest(entry) for entry in given}) < len(given):
+            raise InputError(f"{name!r} is given twice", key=key)
+
+
+def _augmentation(study: Study, dataset: Dataset) -> Augmentation:
+    base = dataset.default_augmentation.model_dump()
+    try:
+        return Augmentation(**{**base, **study.train.augmentation})
+    except ValidationError as error:
+        raise explain_validation(error, Augmentation).located(
+            prefix="train.augmentation"
+        ) from None
+
+
+def _settings(study: Study) -> list[tuple[str, dict[str, Any], str]]:
+    settings = []
+    for place, (name, given) in enumerate(study.method_grids().items()):
+        key = f"methods.{place}" if isinstance(study.methods, list) else f"methods.{name}"
+        names = varied(given)
+        try:
+            for params in expand(name, given):
+                values = params.model_dump(mode="json")
+                text = " ".join(f"{n}={values[n]}" for n in names)
+                settings.append((name, values, text))
+        except InputError as error:
+            raise error.located(prefix=key) from None
+    return settings
+
+
+def _build(
+    name: str, params: dict[str, Any], bits: int, dataset: Dataset, study: Study, data_key: str
+) -> HashMethod:
+    index = dataset.index()
+    n_train = len(dataset.splits().train)
+    task = Task(
+        bits=bits,
+        n_classes=len(index.classes),
+        n_train=n_train,
+        multi_label=index.multi_label,
+    )
+    try:
+        method = build_method(name, params, task)
+    except InputError as error:
+        if error.key == "bits":
+            raise InputError(
+                f"{error.problem} (method {name!r} on {dataset.name!r})",
+                key="bits",
+                value=bits,
+                hint=error.hint,
+            ) from None
+        raise error.located(prefix=f"methods.{name}") from None
+    query, gallery = study.train.side("query"), study.train.side("gallery")
+    together = method.schedule is not Schedule.FROZEN
+    for shared in ("epochs", "batch_size"):
+        if together and getattr(query, shared) != getattr(gallery, shared):
+            raise InputError(
+                f"method {name!r} trains both sides in the same steps: {shared} must be equal, "
+                f"query has {getattr(query, shared)} and gallery {getattr(gallery, shared)}",
+                key=f"train.query.{shared}",
+            )
+    for side in (query, gallery):
+        if n_train < side.batch_size:
+            raise InputError(
+                f"the training split of {dataset.name!r} has {n_train} images, "
+                f"which is less than one batch",
+                key="train.batch_size",
+                value=side.batch_size,
+            )
+    return method
+
+
+@dataclass
+class _Cell:
+    """One trial on its way into the plan."""
+
+    study: Study
+    dataset: Dataset
+    given: str | dict[str, Any]
+    augmentation: Augmentation
+    pair: PairSpec
+    method: HashMethod
+    setting: str
+    bits: int
+    seed: int
+
+    def add_to(self, plan: Plan) -> None:
+        study, method = self.study, self.method
+        at = study.evaluate.at or self.dataset.protocol.at
+        stages: dict[str, str] = {}
+        gallery_method = method.gallery_method()
+        joint = method.schedule is Schedule.JOINT or (
+            method.schedule is Schedule.SIMULTANEOUS and not study.replay
+        )
+        centers = self._centers(plan, gallery_method, stages)
+        if joint:
+            scored = {"joint": self._joint(plan, centers, stages)}
+        else:
+            gallery = self._gallery(plan, gallery_method, centers, stages)
+            inputs = {"gallery": gallery}
+            if method.schedule is Schedule.FROZEN and study.replay:
+                inputs["recording"] = self._recording(plan, gallery, stages)
+            if method.centers_for_query() and centers is not None:
+                inputs["centers"] = centers
+            scored = {"query": self._query(plan, inputs, stages), "gallery": gallery}
+        identity = {
+            "kind": "metrics",
+            "format": FORMAT,
+            "version": METRICS_VERSION,
+            "dataset": self.dataset.identity(),
+            "at": at,
+            "inputs": scored,
+        }
+        setup = {"dataset": self.given, "at": at, "bits": self.bits}
+        stages["metrics"] = self._add(plan, "metrics", identity, scored, setup, (0, 0))
+        trial = Trial(
+            id=stages["metrics"],
+            method=method.name,
+            dataset=self.dataset.name,
+            pair=self.pair.name,
+            bits=self.bits,
+            seed=self.seed,
+            params=method.params.model_dump(mode="json"),
+            setting=self.setting,
+            query_backbone=self.pair.query.backbone,
+            gallery_backbone=self.pair.gallery.backbone,
+            protocol=self.dataset.protocol.id,
+            at=at,
+            stages=stages,
+        )
+        plan.add(trial)
+
+    # ---- stages --------------------------------------------------------------------------
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        """What every training stage reads."""
+        return {
+            "format": FORMAT,
+            "dataset": self.dataset.identity(),
+            "view_size": self._view_size,
+            "augmentation": self.augmentation.model_dump(mode="json"),
+            "seed": self.seed,
+            "bits": self.bits,
+            "threads": self.study.train.threads,
+        }
+
+    @property
+    def _view_size(self) -> int:
+        return max(self.pair.query.size, self.pair.gallery.size)
+
+    def _setup(self, **more: Any) -> dict[str, Any]:
+        return {**self._common, "dataset": self.given, **more}
+
+    def _centers(
+        self, plan: Plan, gallery_method: HashMethod, stages: dict[str, str]
+    ) -> str | None:
+        spec = gallery_method.centers()
+        if spec is None:
+            return None
+        identity: dict[str, Any] = {
+            "kind": "centers",
+            "format": FORMAT,
+            "version": CENTERS_VERSION,
+            "spec": asdict(spec),
+            "bits": self.bits,
+            "n_classes": gallery_method.task.n_classes,
+            "seed": self.seed,
+        }
+        setup = {**identity, "dataset": self.given, "threads": self.study.train.threads}
+        images = 0
+        if spec.needs:  # the assignment looks at the initial networks' outputs on the images
+            identity |= {
+                "dataset": self.dataset.identity(),
+                "head": gallery_method.head,
+                "threads": self.study.train.threads,
+                "sides": {side: self._side(side).identity() for side in spec.needs},
+            }
+            setup |= {
+                "head": gallery_method.head,
+                "sides": {side: self._side(side).model_dump(mode="json") for side in spec.needs},
+            }
+            images = gallery_method.task.n_train * len(spec.needs)
+        stages["centers"] = self._add(plan, "centers", identity, {}, setup, (0, images))
+        return stages["centers"]
+
+    def _gallery(
+        self, plan: Plan, method: HashMethod, centers: str | None, stages: dict[str, str]
+    ) -> str:
+        recipe = self.study.train.side("gallery")
+        simultaneous = method.schedule is Schedule.SIMULTANEOUS
+        inputs = {"centers": centers} if centers is not None else {}
+        values = {
+            "head": method.head,
+            "recipe": recipe.model_dump(mode="json"),
+            "validate_every": self.study.train.validate_every,
+            "recording": method.recording if simultaneous else None,
+            "method": method.name,
+            "method_version": method.version,
+            "params": method.params.read_by("gallery"),
+        }
+        identity = {
+            "kind": "gallery",
+            **self._common,
+            **values,
+            "side": self.pair.gallery.identity(),
+            "inputs": inputs,
+        }
+        setup = self._setup(**values, side=self.pair.gallery.model_dump(mode="json"))
+        passes = self._passes(recipe)
+        forward = len(self.dataset.splits().gallery)
+        stages["gallery"] = self._add(plan, "gallery", identity, inputs, setup, (passes, forward))
+        return stages["gallery"]
+
+    def _recording(self, plan: Plan, gallery: str, stages: dict[str, str]) -> str:
+        recipe = self.study.train.side("query")
+        teacher = self.method.gallery_method()
+        inputs = {"gallery": gallery}
+        values = {
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "precision": self.study.train.side("gallery").precision,
+            "recording": self.method.recording,
+        }
+        identity = {"kind": "recording", **self._common, **values, "inputs": inputs}
+        setup = self._setup(
+            **values, side=self.pair.gallery.model_dump(mode="json"), head=teacher.head
+        )
+        images = (0, self._passes(recipe))
+        stages["recording"] = self._add(plan, "recording", identity, inputs, setup, images)
+        return stages["recording"]
+
+    def _query(self, plan: Plan, inputs: dict[str, str], stages: dict[str, str]) -> str:
+        recipe = self.study.train.side("query")
+        method = self.method
+        values = {
+            "head": method.head,
+            "recipe": recipe.model_dump(mode="json"),
+            "validate_every": self.study.train.validate_every,
+            "recording": method.recording,
+            "method": method.name,
+            "method_version": method.version,
+            "params": method.params.read_by("query"),
+        }
+        identity = {
+            "kind": "query",
+            **self._common,
+            **values,
+            "side": self.pair.query.identity(),
+            "inputs": inputs,
+        }
+        setup = self._setup(
+            **values,
+            side=self.pair.query.model_dump(mode="json"),
+            gallery_side=self.pair.gallery.model_dump(mode="json"),
+            gallery_head=method.gallery_method().head,
+            gallery_precision=self.study.train.side("gallery").precision,
+            all_params=method.params.model_dump(mode="json"),
+        )
+        images = (self._passes(recipe), len(self.dataset.splits().query))
+        stages["query"] = self._add(plan, "query", identity, inputs, setup, images)
+        return stages["query"]
+
+    def _joint(self, plan: Plan, centers: str | None, stages: dict[str, str]) -> str:
+        recipes = {side: self.study.train.side(side) for side in ("query", "gallery")}  # type: ignore[arg-type]
+        inputs = {"centers": centers} if centers is not None else {}
+        values = {
+            "head": self.method.head,
+            "recipes": {side: recipe.model_dump(mode="json") for side, recipe in recipes.items()},
+            "validate_every": self.study.train.validate_every,
+            "method": self.method.name,
+            "method_version": self.method.version,
+            "params": self.method.params.model_dump(mode="json"),
+        }
+        identity = {
+            "kind": "joint",
+            **self._common,
+            **values,
+            "sides": {side: self._side(side).identity() for side in ("query", "gallery")},
+            "inputs": inputs,
+        }
+        setup = self._setup(
+            **values,
+            sides={
+                side: self._side(side).model_dump(mode="json") for side in ("query", "gallery")
+            },
+        )
+        splits = self.dataset.splits()
+        images = (self._passes(recipes["gallery"]), len(splits.gallery) + len(splits.query))
+        stages["joint"] = self._add(plan, "joint", identity, inputs, setup, images)
+        return stages["joint"]
+
+    def _side(self, name: str) -> SideSpec:
+        return self.pair.query if name == "query" else self.pair.gallery
+
+    def _passes(self, recipe: Recipe) -> int:
+        n_train = self.method.task.n_train
+        return recipe.epochs * (n_train // recipe.batch_size) * recipe.batch_size
+
+    def _add(
+        self,
+        plan: Plan,
+        kind: StageKind,
+        identity: dict[str, Any],
+        inputs: dict[str, str],
+        setup: dict[str, Any],
+        images: tuple[int, int],
+    ) -> str:
+        stage_id = digest(identity)
+        if stage_id not in plan.stages:
+            plan.stages[stage_id] = Stage(
+                id=stage_id,
+                kind=kind,
+                identity=identity,
+                inputs=dict(inputs),
+                setup=setup,
+                request=self._request(kind),
+                label=self._label(kind),
+                images=images,
+            )
+        return stage_id
+
+    def _label(self, kind: StageKind) -> str:
+        teacher = self.method.gallery_method().name
+        where = f"{self.bits} bit · {self.dataset.name} · s{self.seed}"
+        if kind in ("gallery", "recording"):
+            return f"{kind} {teacher} · {self.pair.gallery.backbone} · {where}"
+        if kind == "centers":
+            return f"centers {teacher} · {where}"
+        method = f"{self.method.name} {self.setting}".strip()
+        return f"{kind} {method} · {self.pair.name} · {where}"
+
+    def _request(self, kind: StageKind) -> Request | None:
+        asked: Resources | None = getattr(self.study.resources, kind)
+        if asked is None:
+            return None
+        try:
+            return Request(cpus=asked.cpus, gpus=asked.gpus)
+        except ResourceError as error:
+            raise InputError(str(error), key=f"resources.{kind}") from None

@@ -1,0 +1,281 @@
+"""The table of a study, read from the stage store: same results, same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.estimates import Estimator
+from orchestrator.plan import Plan, Trial
+from orchestrator.progress import duration
+from orchestrator.store import StageStore
+
+_SCORES = (
+    "map",
+    "map_stable",
+    "map_best",
+    "map_worst",
+    "map_symmetric",
+    "p_at_hamming_2",
+)
+
+
+def rows(plan: Plan, store: StageStore) -> list[dict[str, Any]]:
+    """Return one row a trial, in the plan's order; scores are None where a trial is not done.
+
+    Rows hold what the trial's identity determines and nothing that a clock or a machine does, so
+    that the same study gives the same bytes.
+    """
+    table = []
+    for trial in plan.trials:
+        done = store.is_done(trial.id)
+        result = store.manifest(trial.id).result if done else {}
+        failure = None if done else trial_failure(trial, store)
+        table.append(
+            {
+                "method": trial.method,
+                "dataset": trial.dataset,
+                "pair": trial.pair,
+                "bits": trial.bits,
+                "seed": trial.seed,
+                "setting": trial.setting,
+                "at": trial.at,
+                **{name: result.get(name) for name in _SCORES},
+                "status": "done" if done else ("failed" if failure else "missing"),
+                "reason": f"{failure['kind']}: {failure['reason']}" if failure else None,
+                "protocol": trial.protocol,
+                "query_backbone": trial.query_backbone,
+                "gallery_backbone": trial.gallery_backbone,
+                "params": trial.params,
+                "trial": trial.id,
+            }
+        )
+    return table
+
+
+def trial_failure(trial: Trial, store: StageStore) -> dict[str, Any] | None:
+    """Return why a trial failed: the failure of the first stage on its path that has one."""
+    for stage_id in trial.stages.values():
+        failure = None if store.is_done(stage_id) else store.failure(stage_id)
+        if failure is not None:
+            return failure
+    return None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: mean and standard deviation of mAP over seeds."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+    def text(self) -> str:
+        """Return ``0.8653``, or ``0.8653 ± 0.0021`` over several seeds."""
+        if self.sd is None:
+            return f"{self.mean:.4f}"
+        return f"{self.mean:.4f} ± {self.sd:.4f}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One printed table: a dataset and a pair, methods down, code lengths across."""
+
+    dataset: str
+    pair: str
+    at: str
+    bits: list[int]
+    lines: list[tuple[str, list[Cell | None]]]
+    seeds: int
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        seeds = f", mean ± sd of {self.seeds} seeds" if self.seeds > 1 else ""
+        return f"{self.dataset} · {self.pair} · mAP@{self.at}{seeds}"
+
+
+def grids(plan: Plan, store: StageStore) -> list[Grid]:
+    """Return the tables of a study."""
+    table = rows(plan, store)
+    found = []
+    places = list(dict.fromkeys((row["dataset"], row["pair"], row["at"]) for row in table))
+    for place in places:
+        here = [row for row in table if (row["dataset"], row["pair"], row["at"]) == place]
+        bits = sorted({row["bits"] for row in here})
+        names = list(dict.fromkeys((row["method"], row["setting"]) for row in here))
+        lines = []
+        for name in names:
+            cells = [
+                _cell(
+                    [
+                        row["map"]
+                        for row in here
+                        if (row["method"], row["setting"]) == name and row["bits"] == length
+                    ]
+                )
+                for length in bits
+            ]
+            lines.append((" ".join(part for part in name if part), cells))
+        seeds = len({row["seed"] for row in here})
+        dataset, pair, at = place
+        found.append(Grid(dataset, pair, str(at), bits, lines, seeds))
+    return found
+
+
+def _cell(values: list[float | None]) -> Cell | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    sd = statistics.stdev(known) if len(known) > 1 else None
+    return Cell(statistics.fmean(known), sd, len(known))
+
+
+def to_text(plan: Plan, store: StageStore) -> str:
+    """Return the tables as plain text; the best of each column is marked with ``*``."""
+    blocks = []
+    for grid in grids(plan, store):
+        body = [["method", *(f"{bits} bit" for bits in grid.bits)]]
+        best = _best(grid)
+        for name, cells in grid.lines:
+            body.append([name, *(_mark(cell, cell is best[i]) for i, cell in enumerate(cells))])
+        widths = [max(len(line[column]) for line in body) for column in range(len(body[0]))]
+        lines = [
+            "  ".join(
+                text.ljust(width) if column == 0 else text.rjust(width)
+                for column, (text, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in body
+        ]
+        rule = "-" * max(len(grid.title), *(len(line) for line in lines))
+        blocks.append("\n".join([grid.title, rule, lines[0], rule, *lines[1:], rule]))
+    failures = [row for row in rows(plan, store) if row["status"] == "failed"]
+    if failures:
+        told = [f"  {_name(row)}: {row['reason']}" for row in failures]
+        blocks.append("\n".join([f"{len(failures)} trials failed:", *told]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _name(row: dict[str, Any]) -> str:
+    method = f"{row['method']} {row['setting']}".strip()
+    return f"{method} · {row['pair']} · {row['bits']} bit · {row['dataset']} · s{row['seed']}"
+
+
+def _best(grid: Grid) -> list[Cell | None]:
+    best: list[Cell | None] = []
+    for column in range(len(grid.bits)):
+        cells = [cells[column] for _, cells in grid.lines if cells[column] is not None]
+        best.append(max(cells, key=lambda cell: cell.mean) if len(cells) > 1 else None)  # type: ignore[union-attr]
+    return best
+
+
+def _mark(cell: Cell | None, best: bool) -> str:
+    if cell is None:
+        return "-  "
+    return f"{cell.text()} {'*' if best else ' '}"
+
+
+def to_markdown(plan: Plan, store: StageStore) -> str:
+    """Return the tables as Markdown, the best of each column in bold."""
+    blocks = []
+    for grid in grids(plan, store):
+        best = _best(grid)
+        lines = [
+            f"**{grid.title}**",
+            "",
+            "| method | " + " | ".join(f"{bits} bit" for bits in grid.bits) + " |",
+            "| --- |" + " ---: |" * len(grid.bits),
+        ]
+        for name, cells in grid.lines:
+            shown = [
+                "-" if cell is None else (f"**{cell.text()}**" if cell is best[i] else cell.text())
+                for i, cell in enumerate(cells)
+            ]
+            lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_csv(plan: Plan, store: StageStore) -> str:
+    """Return one line a trial."""
+    table = rows(plan, store)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        writer.writerow({**row, "params": json.dumps(row["params"], sort_keys=True)})
+    return stream.getvalue()
+
+
+def to_json(plan: Plan, store: StageStore) -> str:
+    """Return one JSON object a trial, in a list."""
+    return json.dumps(rows(plan, store), indent=1, ensure_ascii=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Plan, StageStore], str]] = {
+    "text": to_text,
+    "md": to_markdown,
+    "csv": to_csv,
+    "json": to_json,
+}
+"""Format name -> function of plan and store."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What sharing stages saved.
+
+    Attributes:
+        galleries: gallery trainings that were done.
+        users: trials that use them.
+        avoided: gallery trainings that trials by themselves would have done beside these.
+        seconds: work of the distinct stages.
+        saved: work that was not done because it was shared.
+    """
+
+    galleries: int
+    users: int
+    avoided: int
+    seconds: float
+    saved: float
+
+    def text(self) -> str:
+        """Return the line for people."""
+        if not self.users:
+            return "no gallery training is shared: every trial trains both sides together"
+        whole = self.seconds + self.saved
+        share = f", {self.saved / whole:.0%} of the work" if whole else ""
+        return (
+            f"{self.galleries} gallery trainings served {self.users} trials: "
+            f"{self.avoided} were shared instead of repeated, which saved "
+            f"{duration(self.saved)} of {duration(whole)}{share}"
+        )
+
+
+def sharing(plan: Plan, store: StageStore, estimator: Estimator | None = None) -> Sharing:
+    """Return what sharing saves; measured where stages are done, else estimated.
+
+    Args:
+        plan: the plan.
+        store: holds measured seconds.
+        estimator: for stages that are not done; without one they count for nothing.
+    """
+    seconds = saved = 0.0
+    galleries = users = 0
+    for stage_id, uses in plan.uses.items():
+        stage = plan.stages[stage_id]
+        if store.is_done(stage_id):
+            cost = float(store.manifest(stage_id).cost.get("seconds", 0.0))
+        else:
+            cost = estimator.seconds(stage) if estimator is not None else 0.0
+        seconds += cost
+        saved += (uses - 1) * cost
+        if stage.kind == "gallery":
+            galleries += 1
+            users += uses
+    return Sharing(galleries, users, users - galleries, seconds, saved)

@@ -1,0 +1,273 @@
+"""What the commands do, without the command line: find a study, plan it, run it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.estimates import Estimator
+from orchestrator.plan import KINDS, Plan, build_plan
+from orchestrator.report import Sharing, sharing, trial_failure
+from orchestrator.scheduling import Options, execute, needed_stages
+from orchestrator.store import StageStore, digest, read_json, write_atomic, write_json
+from orchestrator.study import NAME, Source, Study, load_study
+from retrieval.errors import InputError, UnknownNameError
+from search_spaces.presets import presets
+
+TRACKER_TIMEOUT = 120.0
+"""Seconds that a finished run waits for a slow tracker before it says so and ends."""
+
+
+def home_folder() -> Path:
+    """Return ASYMBENCH_HOME, by default ``runs`` in the working directory."""
+    return Path(os.environ.get("ASYMBENCH_HOME") or "runs").expanduser().absolute()
+
+
+@dataclass
+class Session:
+    """A study with its plan and the store it is planned against."""
+
+    study: Study
+    source: Source
+    overrides: tuple[str, ...]
+    plan: Plan
+    home: Path
+
+    @property
+    def store(self) -> StageStore:
+        """The stage store of this home."""
+        return StageStore(self.home / "store")
+
+    @property
+    def estimator(self) -> Estimator:
+        """Estimates from what this home has measured."""
+        return Estimator.load(self.home)
+
+
+def open_session(
+    name: str, overrides: tuple[str, ...] = (), *, home: Path | None = None, ran: bool = False
+) -> Session:
+    """Read and plan a study; writes nothing but dataset listings.
+
+    Args:
+        name: a YAML file, a shipped preset, or the name of a study already run.
+        overrides: ``key=value`` settings.
+        home: ASYMBENCH_HOME.
+        ran: whether a study already run goes before a preset of the same name (``status`` and
+            ``report`` ask for what was run, with the overrides it was run with).
+
+    Raises:
+        InputError: the study cannot be found or is wrong.
+    """
+    home = home or home_folder()
+    text, where, folder, before = _find(name, home, ran)
+    every = (*before, *overrides)
+    study, source = load_study(text, where, folder, every)
+    try:
+        plan = build_plan(study, folder=folder, home=home)
+    except InputError as error:
+        key = error.key or ""
+        given = [o.partition("=")[0].strip() for o in every]
+        by_set = any(key == g or key.startswith(f"{g}.") for g in given)
+        location = f"{where} with --set" if by_set else source.locate(error.key)
+        raise error.located(where=location) from None
+    return Session(study, source, every, plan, home)
+
+
+def _find(name: str, home: Path, ran: bool) -> tuple[str, str, Path, tuple[str, ...]]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _read(path), name, path.parent.absolute(), ()
+    if path.suffix in (".yaml", ".yml") or os.sep in name:
+        raise InputError("no such study file", key="STUDY", value=name)
+    shipped = presets()
+    known = home / "studies" / name / "study.json"
+    stored = read_json(known) if NAME.fullmatch(name) else None
+    if name in shipped and not (ran and stored):
+        return _read(shipped[name]), shipped[name].name, Path.cwd(), ()
+    if isinstance(stored, dict):
+        folder = Path(stored["folder"])
+        return stored["text"], stored["where"], folder, tuple(stored["overrides"])
+    runs = [p.parent.name for p in (home / "studies").glob("*/study.json")]
+    raise UnknownNameError("study", name, {*shipped, *runs}, key="STUDY")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError("the study is no UTF-8 text", where=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def remember(session: Session) -> None:
+    """Keep the study under its name, so that ``status`` and ``report`` find it by that."""
+    import yaml
+
+    folder = session.home / "studies" / session.plan.study
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {
+        "text": session.source.text,
+        "where": session.source.where,
+        "folder": str(session.source.folder),
+        "overrides": list(session.overrides),
+        "trials": [trial.id for trial in session.plan.trials],
+    }
+    write_json(folder / "study.json", note)
+    resolved = yaml.safe_dump(session.study.model_dump(mode="json"), sort_keys=False)
+    write_atomic(folder / "resolved.yaml", resolved.encode())
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        failed: trials that failed.
+        ran: stages that were run now.
+        sharing: what sharing stages saved.
+        tracking: lines about a mirror that is not complete; empty when all is well.
+    """
+
+    failed: int
+    ran: int
+    sharing: Sharing
+    tracking: list[str]
+
+
+def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> RunResult:
+    """Run what is missing of a study, and mirror it.
+
+    Raises:
+        InputError: a stage asks for more than the machine has.
+        KeyboardInterrupt: stopped by the user; everything finished is kept.
+    """
+    from cluster.resources import visible_cpus
+    from orchestrator.mirror import Mirror
+    from orchestrator.progress import Progress
+    from orchestrator.tracking import MlflowTracker, NoTracker, Tracker
+
+    study, plan, store, home = session.study, session.plan, session.store, session.home
+    remember(session)
+    tracker: Tracker = NoTracker()
+    if study.tracking.enabled:
+        tracker = MlflowTracker(study.tracking.uri, None, home)
+    mirror = Mirror(plan, store, tracker, home, study.kind)
+    done_before = {i for i in plan.stages if store.is_done(i)}
+    options = Options(
+        home=home,
+        device=study.resources.device,
+        threads=study.train.threads,
+        executor="inline" if executor == "inline" else "ray",
+        cpus=cpus,
+    )
+    slots = max(1, (cpus or visible_cpus()) // study.train.threads)
+    progress = Progress(plan, store, session.estimator, slots=slots)
+    try:
+        if needed_stages(plan, done_before):
+            with progress:
+                execute(plan, options, [progress, mirror])
+        mirror.complete()
+    finally:
+        report = tracker.close(TRACKER_TIMEOUT)
+    lines = [f"{f.name}: {f.reason}" for f in report.failures]
+    failed = sum(1 for trial in plan.trials if not store.is_done(trial.id))
+    ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))
+    return RunResult(failed, ran, sharing(plan, store), lines)
+
+
+def summarize(session: Session) -> dict[str, Any]:
+    """Return what ``asymbench plan`` shows."""
+    plan, store, estimator = session.plan, session.store, session.estimator
+    done = {i for i in plan.stages if store.is_done(i)}
+    todo = needed_stages(plan, done)
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        stages = plan.of_kind(kind)
+        if stages:
+            kinds[kind] = {
+                "stages": len(stages),
+                "done": sum(s.id in done for s in stages),
+                "to_run": sum(s.id in todo for s in stages),
+                "shared": sum(plan.uses[s.id] > 1 for s in stages),
+                "uses": sum(plan.uses[s.id] for s in stages),
+                "seconds": round(sum(estimator.seconds(s) for s in stages if s.id in todo), 1),
+            }
+    share = sharing(plan, store, estimator)
+    request = session.study.resources.model_dump(mode="json", exclude_none=True)
+    return {
+        "study": plan.study,
+        "trials": len(plan.trials),
+        "trials_done": sum(trial.id in done for trial in plan.trials),
+        "stages": kinds,
+        "stages_to_run": len(todo),
+        "seconds_to_run": round(sum(estimator.seconds(plan.stages[i]) for i in todo), 1),
+        "seconds_longest_chain": round(
+            max((estimator.chains(plan)[i] for i in todo), default=0.0), 1
+        ),
+        "seconds_saved_by_sharing": round(share.saved, 1),
+        "threads": session.study.train.threads,
+        "resources": request,
+        "list": [
+            {
+                "method": t.method,
+                "setting": t.setting,
+                "dataset": t.dataset,
+                "pair": t.pair,
+                "bits": t.bits,
+                "seed": t.seed,
+                "done": t.id in done,
+                "to_run": [kind for kind, i in t.stages.items() if i in todo],
+                "trial": t.id,
+                "stages": t.stages,
+            }
+            for t in plan.trials
+        ],
+    }
+
+
+def status(session: Session) -> dict[str, Any]:
+    """Return what ``asymbench status`` shows: every trial with its state, and live stages."""
+    plan, store = session.plan, session.store
+    running = {i for i in plan.stages if not store.is_done(i) and store.is_running(i)}
+    trials = []
+    for trial in plan.trials:
+        failure = trial_failure(trial, store)
+        live = [kind for kind, i in trial.stages.items() if i in running]
+        if store.is_done(trial.id):
+            state = "done"
+        elif live:
+            state = "running"
+        elif failure:
+            state = "failed"
+        else:
+            state = "waiting"
+        trials.append(
+            {
+                "label": trial.label,
+                "state": state,
+                "running": live,
+                "reason": f"{failure['kind']}: {failure['reason']}" if failure else None,
+                "seconds": {
+                    kind: store.manifest(i).cost.get("seconds")
+                    for kind, i in trial.stages.items()
+                    if store.is_done(i)
+                },
+                "trial": trial.id,
+            }
+        )
+    return {
+        "study": plan.study,
+        "trials": {
+            state: sum(t["state"] == state for t in trials)
+            for state in ("done", "running", "waiting", "failed")
+        },
+        "live": [
+            {"stage": plan.stages[i].label, "id": i, **store.progress(i)} for i in sorted(running)
+        ],
+        "list": trials,
+        "digest": digest([t["trial"] for t in trials]),
+    }

@@ -1,0 +1,593 @@
+"""What each kind of stage does, in whatever process it is asked to.
+
+A stage reads its inputs from the store and its images from the shared image store, trains or
+computes, and commits files and numbers under its id. It is interrupted anywhere and goes on from
+its last checkpoint, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.base import METHODS, CentersSpec, HashMethod, Schedule, Task
+from methods.pairs import SideSpec
+from methods.recipe import Recipe
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.recording import Recorder, Replay
+from orchestrator.store import Manifest, StageStore, write_json
+from retrieval.augmentation import Augmentation, Views
+from retrieval.codes import pack
+from retrieval.datasets import Dataset, open_dataset
+from retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from methods.networks import HashNetwork
+    from methods.training import EpochReport, Learner, Trainer, TrainingData
+
+Report = Callable[[dict[str, Any]], None]
+"""Called after each epoch (and now and then while encoding) with progress for the driver."""
+
+Side = Literal["query", "gallery"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage as handed to a worker; plain JSON values all through.
+
+    Attributes:
+        id, kind, identity, inputs, setup: of the plan's stage.
+        home: ASYMBENCH_HOME.
+        device: "auto", "cpu" or "cuda".
+        checkpoint_seconds: least seconds between two checkpoints.
+    """
+
+    id: str
+    kind: str
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    setup: dict[str, Any]
+    home: str
+    device: str = "auto"
+    checkpoint_seconds: float = 10.0
+
+
+@dataclass
+class Outcome:
+    """What a stage's code hands to the store: numbers, and what they cost."""
+
+    result: dict[str, Any]
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+def run_stage(work: Work, report: Report) -> Manifest:
+    """Do a stage, or wait for whoever is doing it; return its manifest.
+
+    Args:
+        work: the stage.
+        report: receives progress.
+
+    Raises:
+        Exception: whatever the stage's code raises; the work folder keeps its checkpoints.
+    """
+    store = StageStore(Path(work.home) / "store")
+    with store.lease(work.id):
+        if store.is_done(work.id):
+            return store.manifest(work.id)
+        started = time.perf_counter()
+        runner = _Runner(work, store, report)
+        outcome = runner.run()
+        cost = {
+            "seconds": round(time.perf_counter() - started + runner.earlier_seconds, 3),
+            "device": runner.device_name,
+            "threads": work.setup.get("threads", 1),
+            "peak_memory_mb": runner.peak_memory_mb(),
+            **outcome.cost,
+        }
+        return store.commit(work.id, work.kind, work.identity, outcome.result, cost)
+
+
+class _Runner:
+    """One stage in work: its dataset, device, folder, and the code of each kind."""
+
+    def __init__(self, work: Work, store: StageStore, report: Report) -> None:
+        self.work = work
+        self.setup = work.setup
+        self.store = store
+        self.report = report
+        self.folder = store.work_folder(work.id)
+        self.home = Path(work.home)
+        self.earlier_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def run(self) -> Outcome:
+        if self.work.kind != "metrics":
+            self._settle_process()
+        steps = {
+            "centers": self.centers,
+            "gallery": self.gallery,
+            "recording": self.recording,
+            "query": self.query,
+            "joint": self.joint,
+            "metrics": self.metrics,
+        }
+        return steps[self.work.kind]()
+
+    # ---- surroundings --------------------------------------------------------------------
+
+    def _settle_process(self) -> None:
+        """Put a worker that other stages may have used into one known state."""
+        import gc
+
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        gc.collect()
+        try:  # restart the peak of resident memory, which a reused worker brings along
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass  # not on Linux, or not allowed: the peak is then that of the worker's life
+        torch.set_num_threads(int(self.setup.get("threads", 1)))
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        # On CPU every operation that we use has a deterministic form; on CUDA a backbone may hold
+        # one that has not, and then says so instead of stopping.
+        torch.use_deterministic_algorithms(True, warn_only=self.device == "cuda")
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    @cached_property
+    def device(self) -> str:
+        if self.work.device == "cpu":
+            return "cpu"
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        if self.work.device == "cuda":
+            raise InputError(
+                "this stage was given no GPU; set resources.<stage>.gpus, or device: auto",
+                key="resources.device",
+                value="cuda",
+            )
+        return "cpu"
+
+    @property
+    def device_name(self) -> str:
+        if self.work.kind == "metrics" or self.device == "cpu":
+            return "cpu"
+        import torch
+
+        return str(torch.cuda.get_device_name())
+
+    def peak_memory_mb(self) -> float:
+        """Peak of the GPU's allocations, or of this process' resident memory."""
+        if self.work.kind != "metrics" and self.device == "cuda":
+            import torch
+
+            return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        status = Path("/proc/self/status")
+        for line in status.read_text().splitlines() if status.exists() else ():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+        import resource
+
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        dataset = open_dataset(self.setup["dataset"], home=self.home)
+        planned = self.work.identity.get("dataset")
+        if planned is not None and dataset.identity() != planned:
+            raise InputError(
+                f"dataset {dataset.name!r} changed on disk since the study was planned",
+                key="datasets",
+                hint="run the study again: changed data are another trial",
+            )
+        return dataset
+
+    def views(self, size: int) -> Views:
+        """Return the dataset's views at ``size`` pixels."""
+        augmentation = Augmentation(**_tuples(self.setup.get("augmentation") or {}))
+        seed = int(self.setup["seed"])
+        return Views(self.dataset.images().array, size, augmentation, seed, device=self.device)
+
+    def data(self) -> TrainingData:
+        from methods.training import TrainingData
+
+        train = self.dataset.splits().train
+        index = self.dataset.index()
+        return TrainingData(
+            self.views(int(self.setup["view_size"])),
+            train,
+            index.labels[train],
+            n_classes=len(index.classes),
+            bits=int(self.setup["bits"]),
+            seed=int(self.setup["seed"]),
+            device=self.device,
+        )
+
+    def method(self, params: dict[str, Any]) -> HashMethod:
+        index = self.dataset.index()
+        cls = METHODS.get(self.setup["method"])
+        task = Task(
+            bits=int(self.setup["bits"]),
+            n_classes=len(index.classes),
+            n_train=len(self.dataset.splits().train),
+            multi_label=index.multi_label,
+        )
+        return cls(cls.Params.parse(params), task)
+
+    def network(self, side: dict[str, Any], head: str, name: Side) -> HashNetwork:
+        from methods.networks import build_network
+
+        spec = SideSpec(**side)
+        network = build_network(
+            spec,
+            head,  # type: ignore[arg-type]
+            int(self.setup["bits"]),
+            int(self.setup["seed"]),
+            name,
+        )
+        return network.to(self.device)
+
+    def learner(self, network: HashNetwork, recipe: Recipe, name: Side, steps: int) -> Learner:
+        from methods.networks import parameter_groups
+        from methods.training import Learner
+
+        return Learner(
+            name,
+            network,
+            parameter_groups(network),
+            recipe,
+            steps_per_epoch=steps,
+            seed=int(self.setup["seed"]),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the method's state: the centers, where this stage consumes any."""
+        import torch
+
+        if "centers" not in self.work.inputs:
+            return {}
+        centers = np.load(self.store.read(self.work.inputs["centers"], "centers.npy"))
+        return {"centers": torch.from_numpy(centers.astype(np.float32)).to(self.device)}
+
+    # ---- training ------------------------------------------------------------------------
+
+    def train(self, trainer: Trainer, epochs: int) -> dict[str, Any]:
+        """Run a trainer to its end, with checkpoints and reports; return its speed."""
+        checkpoints = Checkpoints(self.folder, every=self.work.checkpoint_seconds)
+        images = seconds = 0.0
+        found = checkpoints.load()
+        if found is not None:
+            done, tensors, notes = found
+            trainer.load(tensors, done)
+            self.history = notes["history"]
+            self.earlier_seconds = notes["seconds"]
+            images, seconds = notes["images"], notes["training_seconds"]
+        for report in trainer.run():
+            images += report.images
+            seconds += report.seconds
+            self.history.append({"epoch": report.epoch, **report.metrics})
+            self._report_epoch(report, epochs)
+            if trainer.epoch < epochs and checkpoints.due():
+                spent = time.perf_counter() - self._started + self.earlier_seconds
+                notes = {
+                    "history": self.history,
+                    "seconds": spent,
+                    "images": images,
+                    "training_seconds": seconds,
+                }
+                checkpoints.save(trainer.epoch, trainer.tensors(), notes)
+        write_json(self.folder / "history.json", self.history)
+        return {
+            "training_seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 1) if seconds else 0.0,
+        }
+
+    def _report_epoch(self, report: EpochReport, epochs: int) -> None:
+        speed = report.images / report.seconds if report.seconds else 0.0
+        note = {
+            "epoch": report.epoch + 1,
+            "epochs": epochs,
+            "metrics": {**report.metrics, "images_per_second": speed},
+        }
+        write_json(
+            self.folder / "progress.json", {**note, "pid": os.getpid(), "time": time.time()}
+        )
+        self.report({"event": "epoch", **note})
+
+    def encode(self, network: HashNetwork, side: dict[str, Any], split: str) -> NDArray[np.uint8]:
+        """Return packed codes of a split, each side at its own input size."""
+        from methods.training import encode
+
+        rows = getattr(self.dataset.splits(), split)
+        h = encode(network, self.views(int(side["size"])), rows)
+        if not np.isfinite(h).all():
+            from methods.training import TrainingDiverged
+
+            raise TrainingDiverged(f"the network's outputs on the {split} split are not finite")
+        return pack(h)
+
+    def validation_map(
+        self, query_codes: NDArray[np.uint8], gallery_codes: NDArray[np.uint8]
+    ) -> float:
+        from retrieval.metrics import expected_map
+
+        splits, labels = self.dataset.splits(), self.dataset.index().labels
+        return expected_map(
+            query_codes,
+            gallery_codes,
+            labels[splits.validation_query],
+            labels[splits.validation_gallery],
+            bits=int(self.setup["bits"]),
+        )
+
+    def validates(self, epoch: int, epochs: int) -> bool:
+        """Whether to validate after this 0-based epoch: every few, and the last."""
+        every = int(self.setup["validate_every"])
+        return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
+
+    def save(self, name: str, array: NDArray[np.generic]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+
+    def save_weights(self, network: HashNetwork, name: str) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+        save_file(tensors, self.folder / name)
+
+    def load_weights(self, network: HashNetwork, stage_id: str, name: str) -> HashNetwork:
+        from safetensors.torch import load_file
+
+        network.load_state_dict(load_file(self.store.read(stage_id, name)))
+        return network.to(self.device)
+
+    # ---- the kinds -----------------------------------------------------------------------
+
+    def centers(self) -> Outcome:
+        """Draw hash centers and give them to the classes."""
+        from methods.assignment import assign_centers, class_centers
+        from methods.centers import make_centers
+        from methods.training import encode
+
+        spec = CentersSpec(**self.setup["spec"])
+        seed, bits = int(self.setup["seed"]), int(self.setup["bits"])
+        centers, notes = make_centers(int(self.setup["n_classes"]), bits, spec, seed)
+        by_side: dict[Side, NDArray[np.float64]] = {}
+        if spec.needs:
+            splits, index = self.dataset.splits(), self.dataset.index()
+            for name in spec.needs:
+                side = self.setup["sides"][name]
+                network = self.network(side, self.setup["head"], name)
+                outputs = encode(network, self.views(int(side["size"])), splits.train)
+                by_side[name] = class_centers(
+                    [(outputs, index.labels[splits.train])],
+                    len(index.classes),
+                    bits,
+                    normalize_first=spec.normalize_first,
+                    class_names=index.classes,
+                )
+        n_classes = int(self.setup["n_classes"])
+        assigned, assignment = assign_centers(
+            centers, spec, by_side, n_classes=n_classes, seed=seed
+        )
+        self.save("centers.npy", assigned)
+        return Outcome(result={"centers": dict(notes), "assignment": assignment})
+
+    def gallery(self) -> Outcome:
+        """Train a gallery network; record its codes; encode the gallery."""
+        from methods.networks import count_flops, count_parameters
+        from methods.training import Trainer
+
+        setup = self.setup
+        recipe, data = Recipe(**setup["recipe"]), self.data()
+        network = self.network(setup["side"], setup["head"], "gallery")
+        learner = self.learner(network, recipe, "gallery", data.steps(recipe.batch_size))
+        kind = setup["recording"]
+        sink = Recorder(self.folder, kind, len(data), int(setup["bits"])) if kind else None
+
+        def validate(epoch: int) -> dict[str, float]:
+            if not self.validates(epoch, recipe.epochs):
+                return {}
+            gallery_codes = self.encode(network, setup["side"], "validation_gallery")
+            query_codes = self.encode(network, setup["side"], "validation_query")
+            if kind:
+                self.save(f"validation/epoch-{epoch:05d}.npy", gallery_codes)
+            return {"validation/map_symmetric": self.validation_map(query_codes, gallery_codes)}
+
+        trainer = Trainer(
+            self.method(setup["params"]),
+            data,
+            gallery=learner,
+            sink=sink,
+            state=self.state(),
+            validate=validate,
+        )
+        speed = self.train(trainer, recipe.epochs)
+        self._finish_gallery(network, setup["side"], "weights.safetensors")
+        result = {
+            "final": self.history[-1],
+            "parameters": count_parameters(network),
+            "flops": count_flops(network, int(setup["side"]["size"])),
+        }
+        return Outcome(result=result, cost=speed)
+
+    def _finish_gallery(self, network: HashNetwork, side: dict[str, Any], weights: str) -> None:
+        self.save_weights(network, weights)
+        self.report({"event": "encoding"})
+        self.save("gallery_codes.npy", self.encode(network, side, "gallery"))
+        self.save("gallery_network_query_codes.npy", self.encode(network, side, "query"))
+        self.save("validation_gallery.npy", self.encode(network, side, "validation_gallery"))
+
+    def recording(self) -> Outcome:
+        """Record a frozen gallery's codes of the views that query networks will train on."""
+        from methods.training import LiveTeacher, record
+
+        setup, data = self.setup, self.data()
+        recipe = Recipe(epochs=setup["epochs"], batch_size=setup["batch_size"])
+        network = self.network(setup["side"], setup["head"], "gallery")
+        self.load_weights(network, self.work.inputs["gallery"], "weights.safetensors")
+        teacher = LiveTeacher(network, setup["recording"], setup["precision"])
+        sink = Recorder(self.folder, setup["recording"], len(data), int(setup["bits"]))
+        whole = sorted((self.folder / "recording").glob("epoch-*.npy"))
+        for epoch in record(teacher, data, recipe, sink, start=len(whole)):
+            note = {"epoch": epoch + 1, "epochs": recipe.epochs, "metrics": {}}
+            progress = {**note, "pid": os.getpid(), "time": time.time()}
+            write_json(self.folder / "progress.json", progress)
+            self.report({"event": "epoch", **note})
+        return Outcome(result={"epochs": recipe.epochs})
+
+    def query(self) -> Outcome:
+        """Train a query network on recorded codes, or on a live frozen gallery."""
+        from methods.networks import count_flops, count_parameters
+        from methods.training import CodeSource, LiveTeacher, Trainer
+
+        setup, inputs = self.setup, self.work.inputs
+        recipe, data = Recipe(**setup["recipe"]), self.data()
+        method = self.method(setup["all_params"])
+        network = self.network(setup["side"], setup["head"], "query")
+        learner = self.learner(network, recipe, "query", data.steps(recipe.batch_size))
+        simultaneous = method.schedule is Schedule.SIMULTANEOUS
+        recorded = inputs["gallery"] if simultaneous else inputs.get("recording")
+        source: CodeSource
+        if recorded is not None:
+            for epoch in range(recipe.epochs):  # each file is checked once, before training
+                self.store.read(recorded, f"recording/epoch-{epoch:05d}.npy")
+            folder = self.store.folder(recorded)
+            source = Replay(folder, setup["recording"], int(setup["bits"]), self.device)
+        else:
+            teacher = self.network(setup["gallery_side"], setup["gallery_head"], "gallery")
+            self.load_weights(teacher, inputs["gallery"], "weights.safetensors")
+            source = LiveTeacher(teacher, setup["recording"], setup["gallery_precision"])
+
+        def validate(epoch: int) -> dict[str, float]:
+            if not self.validates(epoch, recipe.epochs):
+                return {}
+            name = (
+                f"validation/epoch-{epoch:05d}.npy" if simultaneous else "validation_gallery.npy"
+            )
+            gallery_codes = np.load(self.store.read(inputs["gallery"], name))
+            query_codes = self.encode(network, setup["side"], "validation_query")
+            return {"validation/map": self.validation_map(query_codes, gallery_codes)}
+
+        trainer = Trainer(
+            method, data, query=learner, source=source, state=self.state(), validate=validate
+        )
+        speed = self.train(trainer, recipe.epochs)
+        self.save_weights(network, "weights.safetensors")
+        self.save("query_codes.npy", self.encode(network, setup["side"], "query"))
+        result = {
+            "final": self.history[-1],
+            "parameters": count_parameters(network),
+            "flops": count_flops(network, int(setup["side"]["size"])),
+        }
+        return Outcome(result=result, cost=speed)
+
+    def joint(self) -> Outcome:
+        """Train both networks in the same steps."""
+        from methods.networks import count_flops, count_parameters
+        from methods.training import Trainer
+
+        setup, data = self.setup, self.data()
+        recipes = {name: Recipe(**values) for name, values in setup["recipes"].items()}
+        epochs = recipes["query"].epochs
+        networks = {
+            name: self.network(setup["sides"][name], setup["head"], name)  # type: ignore[arg-type]
+            for name in ("query", "gallery")
+        }
+        learners = {
+            name: self.learner(
+                networks[name],
+                recipes[name],
+                name,  # type: ignore[arg-type]
+                data.steps(recipes[name].batch_size),
+            )
+            for name in networks
+        }
+
+        def validate(epoch: int) -> dict[str, float]:
+            if not self.validates(epoch, epochs):
+                return {}
+            sides = setup["sides"]
+            gallery_codes = self.encode(
+                networks["gallery"], sides["gallery"], "validation_gallery"
+            )
+            symmetric = self.encode(networks["gallery"], sides["gallery"], "validation_query")
+            query_codes = self.encode(networks["query"], sides["query"], "validation_query")
+            return {
+                "validation/map": self.validation_map(query_codes, gallery_codes),
+                "validation/map_symmetric": self.validation_map(symmetric, gallery_codes),
+            }
+
+        trainer = Trainer(
+            self.method(setup["params"]),
+            data,
+            query=learners["query"],
+            gallery=learners["gallery"],
+            state=self.state(),
+            validate=validate,
+        )
+        speed = self.train(trainer, epochs)
+        self._finish_gallery(
+            networks["gallery"], setup["sides"]["gallery"], "gallery_weights.safetensors"
+        )
+        self.save_weights(networks["query"], "weights.safetensors")
+        query_codes = self.encode(networks["query"], setup["sides"]["query"], "query")
+        self.save("query_codes.npy", query_codes)
+        result: dict[str, Any] = {"final": self.history[-1]}
+        for name, network in networks.items():
+            size = int(setup["sides"][name]["size"])
+            prefix = "gallery_" if name == "gallery" else ""
+            result[f"{prefix}parameters"] = count_parameters(network)
+            result[f"{prefix}flops"] = count_flops(network, size)
+        return Outcome(result=result, cost=speed)
+
+    def metrics(self) -> Outcome:
+        """Score the test queries, once."""
+        from retrieval.metrics import evaluate
+
+        inputs = self.work.inputs
+        query_stage = inputs.get("joint") or inputs["query"]
+        gallery_stage = inputs.get("joint") or inputs["gallery"]
+        query_codes = np.load(self.store.read(query_stage, "query_codes.npy"))
+        gallery_codes = np.load(self.store.read(gallery_stage, "gallery_codes.npy"))
+        both = np.load(self.store.read(gallery_stage, "gallery_network_query_codes.npy"))
+        splits, labels = self.dataset.splits(), self.dataset.index().labels
+        truth = (labels[splits.query], labels[splits.gallery])
+        bits, at = int(self.setup["bits"]), self.setup["at"]
+        scored = evaluate(query_codes, gallery_codes, *truth, bits=bits, at=at)
+        symmetric = evaluate(both, gallery_codes, *truth, bits=bits, at=at)
+        evaluation = scored.to_json()
+        write_json(self.folder / "evaluation.json", evaluation)
+        self.save("average_precision.npy", scored.average_precision)
+        result = {
+            name: value
+            for name, value in evaluation.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        return Outcome(result={**result, "map_symmetric": symmetric.map})
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the augmentation has pairs."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}

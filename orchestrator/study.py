@@ -1,0 +1,375 @@
+"""A study: the YAML file that describes many trials, read strictly.
+
+Every mistake is refused before anything runs, with the file and line, the key, the value as given,
+what is allowed, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from methods.recipe import Recipe
+from retrieval.errors import InputError, UnknownNameError
+from retrieval.validation import explain_validation
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Resources(_Strict):
+    """What one kind of stage asks for.
+
+    Attributes:
+        cpus: CPU cores.
+        gpus: GPUs; a fraction shares one.
+    """
+
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class ResourcesByStage(_Strict):
+    """Resources of each kind of stage. Operational: changes no number and no stage id.
+
+    Attributes:
+        device: "auto" uses a GPU where the stage was given one, "cpu" and "cuda" insist.
+        centers, gallery, recording, query, joint, metrics: requests; null takes the default: one
+            core, and a GPU (a quarter of one for query stages) where the cluster has any.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    centers: Resources | None = None
+    gallery: Resources | None = None
+    recording: Resources | None = None
+    query: Resources | None = None
+    joint: Resources | None = None
+    metrics: Resources | None = None
+
+
+class Training(_Strict):
+    """How all methods of the study are trained; the same budget for each.
+
+    Attributes:
+        recipe: the recipe's fields at the top level hold for both sides.
+        query, gallery: fields of the recipe that differ on that side.
+        augmentation: fields that differ from the dataset's default augmentation.
+        threads: torch threads of every stage. It can move the last bit of a result, so it belongs
+            to the identity of a trial, and is not taken from the resources.
+        validate_every: epochs between two validations; 0 validates never.
+        drop_last: always true; the last, smaller batch of an epoch is dropped.
+    """
+
+    query: dict[str, Any] = {}
+    gallery: dict[str, Any] = {}
+    augmentation: dict[str, Any] = {}
+    threads: int = Field(1, ge=1, le=256)
+    validate_every: int = Field(1, ge=0)
+    recipe: dict[str, Any] = {}
+
+    def side(self, name: Literal["query", "gallery"]) -> Recipe:
+        """Return the recipe of one side."""
+        return Recipe(**{**self.recipe, **getattr(self, name)})
+
+
+class Evaluation(_Strict):
+    """How trials are scored.
+
+    Attributes:
+        at: cut-off of mAP; null takes the protocol's own.
+    """
+
+    at: Literal["all"] | int | None = None
+
+    @field_validator("at")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'all' or a whole number of at least 1")
+        return value
+
+
+class Tracking(_Strict):
+    """Where runs are mirrored. Operational.
+
+    Attributes:
+        enabled: false keeps MLflow out of it.
+        uri: an MLflow tracking URI; null is SQLite in ASYMBENCH_HOME.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+
+
+class Study(_Strict):
+    """A study as validated; the field names are the keys of the YAML file.
+
+    Attributes:
+        study: its name; also the MLflow experiment's.
+        kind: "benchmark": every combination is one trial.
+        description: free text.
+        datasets: names, or mappings with ``name`` and the dataset's options.
+        pairs: names, or mappings with ``query`` and ``gallery`` sides.
+        methods: names, or name -> hyperparameters; a list as a value spans a grid.
+        bits: code lengths B.
+        seeds: trial seeds; the split has a seed of its own in the protocol.
+        train, evaluate, resources, tracking: see there.
+        replay: false trains both sides together, or asks the frozen gallery live. The numbers are
+            the same bit for bit, the work is not.
+    """
+
+    study: str
+    kind: Literal["benchmark"] = "benchmark"
+    description: str = ""
+    datasets: list[str | dict[str, Any]] = Field(min_length=1)
+    pairs: list[str | dict[str, Any]] = Field(min_length=1)
+    methods: list[str] | dict[str, dict[str, Any] | None] = Field(min_length=1)
+    bits: list[int] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+    train: Training = Training()
+    evaluate: Evaluation = Evaluation()
+    replay: bool = True
+    resources: ResourcesByStage = ResourcesByStage()
+    tracking: Tracking = Tracking()
+
+    @field_validator("study")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError(
+                "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+            )
+        return value
+
+    @field_validator("bits")
+    @classmethod
+    def _bits(cls, value: list[int]) -> list[int]:
+        for bits in value:
+            if not 1 <= bits <= 1024:
+                raise ValueError(f"must be whole numbers from 1 to 1024, got {bits}")
+        return value
+
+    @field_validator("bits", "seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not repeat a value")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: list[int]) -> list[int]:
+        if any(seed < 0 for seed in value):
+            raise ValueError("must be whole numbers of at least 0")
+        return value
+
+    def method_grids(self) -> dict[str, dict[str, Any]]:
+        """Return method -> hyperparameters as given (lists span a grid)."""
+        if isinstance(self.methods, list):
+            return {name: {} for name in self.methods}
+        return {name: dict(params or {}) for name, params in self.methods.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but ``1e-4`` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, list | dict):
+                continue
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A study's text, where it came from, and the line of each of its keys."""
+
+    text: str
+    where: str
+    folder: Path
+    lines: dict[str, int]
+
+    def locate(self, key: str | None) -> str:
+        """Return ``file:line`` of the key or of its nearest ancestor that the file has."""
+        parts = (key or "").split(".")
+        while parts:
+            line = self.lines.get(".".join(parts))
+            if line is not None:
+                return f"{self.where}:{line}"
+            parts.pop()
+        return self.where
+
+
+def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, int]]:
+    """Parse YAML safely; also return the 1-based line of every dotted key.
+
+    Raises:
+        InputError: the text is no YAML; the message has the line.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()  # type: ignore[no-untyped-call]
+        value = loader.construct_document(node) if node else None  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"not valid YAML: {error.problem}", where=f"{where}{line}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {error}", where=where) from None
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, path: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, child in node.value:
+                name = f"{path}.{key.value}" if path else str(key.value)
+                lines[name] = key.start_mark.line + 1
+                walk(child, name)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, child in enumerate(node.value):
+                name = f"{path}.{index}" if path else str(index)
+                lines[name] = child.start_mark.line + 1
+                walk(child, name)
+
+    walk(node, "")
+    return value, lines
+
+
+def apply_override(raw: dict[str, Any], assignment: str) -> str:
+    """Apply one ``key=value`` (dotted key, YAML value) to the raw study; return the key.
+
+    Raises:
+        InputError: there is no ``=``, the value is no YAML, or the path runs through a value that
+            holds no keys.
+    """
+    key, separator, text = assignment.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise InputError("write --set key=value", key="--set", value=assignment)
+    value, _ = parse_yaml(text, f"--set {key}")
+    parts = key.split(".")
+    target: Any = raw
+    for part in parts[:-1]:
+        if isinstance(target, list):
+            target = _item(target, part, key)
+        elif isinstance(target, dict):
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+        else:
+            raise InputError(f"{part!r} lies in a value that holds no keys", key=f"--set {key}")
+    if isinstance(target, list):
+        _item(target, parts[-1], key)
+        target[int(parts[-1])] = value
+    elif isinstance(target, dict):
+        target[parts[-1]] = value
+    else:
+        raise InputError(f"{parts[-1]!r} lies in a value that holds no keys", key=f"--set {key}")
+    return key
+
+
+def _item(values: list[Any], part: str, key: str) -> Any:
+    if not part.isdigit() or int(part) >= len(values):
+        raise InputError(
+            f"{part!r} is no place in a list of {len(values)}; count from 0", key=f"--set {key}"
+        )
+    return values[int(part)]
+
+
+_ALIASES = {"dataset": "datasets", "pair": "pairs", "method": "methods", "seed": "seeds"}
+
+
+def load_study(
+    text: str, where: str, folder: Path, overrides: Sequence[str] = ()
+) -> tuple[Study, Source]:
+    """Validate a study's text.
+
+    ``dataset``, ``pair``, ``method`` and ``seed`` may be given for lists of one; ``bits: 32`` too.
+    The fields of the recipe stand directly under ``train``.
+
+    Raises:
+        InputError: the first mistake, with file, line, key, value and what is allowed.
+    """
+    raw, lines = parse_yaml(text, where)
+    source = Source(text=text, where=where, folder=folder, lines=lines)
+    if not isinstance(raw, dict):
+        raise InputError("a study is a mapping of keys to values", where=where)
+    set_keys = [apply_override(raw, assignment) for assignment in overrides]
+    try:
+        return _validate(raw, folder), source
+    except InputError as error:
+        key = error.key or ""
+        if any(key == given or key.startswith(f"{given}.") for given in set_keys):
+            raise error.located(where=f"{where} with --set") from None
+        raise error.located(where=source.locate(error.key)) from None
+
+
+def _validate(raw: dict[str, Any], folder: Path) -> Study:
+    data = dict(raw)
+    for alias, name in _ALIASES.items():
+        if alias in data:
+            if name in data:
+                raise InputError(f"give {alias!r} or {name!r}, not both", key=alias)
+            value = data.pop(alias)
+            data[name] = value if alias == "method" and isinstance(value, dict) else [value]
+    for name in ("bits", "seeds"):
+        if isinstance(data.get(name), int) and not isinstance(data.get(name), bool):
+            data[name] = [data[name]]
+    if isinstance(data.get("datasets"), str | dict):
+        data["datasets"] = [data["datasets"]]
+    train = data.get("train")
+    if isinstance(train, dict):
+        data["train"] = _split_recipe(train)
+    try:
+        study = Study(**data)
+    except ValidationError as error:
+        raise explain_validation(error, Study) from None
+    except TypeError:
+        raise InputError("every key of a study must be text") from None
+    for side in ("query", "gallery"):
+        _check_recipe({**study.train.recipe, **getattr(study.train, side)}, side, study)
+    return study
+
+
+def _split_recipe(train: dict[str, Any]) -> dict[str, Any]:
+    """Move the recipe's fields from under ``train`` to ``train.recipe``."""
+    own = set(Training.model_fields) - {"recipe"}
+    fields = set(Recipe.model_fields)
+    for key in train:
+        if key not in own | fields:
+            raise UnknownNameError("key", str(key), own | fields, key=f"train.{key}")
+    return {
+        **{key: value for key, value in train.items() if key in own},
+        "recipe": {key: value for key, value in train.items() if key in fields},
+    }
+
+
+def _check_recipe(given: Mapping[str, Any], side: str, study: Study) -> None:
+    try:
+        Recipe(**given)
+    except ValidationError as error:
+        explained = explain_validation(error, Recipe)
+        own = (explained.key or "").split(".")[0] in getattr(study.train, side)
+        raise explained.located(prefix=f"train.{side}" if own else "train") from None
