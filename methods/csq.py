@@ -1,0 +1,122 @@
+"""CSQ: each bit is a binary classification towards a Hadamard center; the query distils it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from methods.base import (
+    METHODS,
+    Batch,
+    CentersKind,
+    CentersSpec,
+    HashMethod,
+    HeadKind,
+    Hyperparameters,
+    LossTerms,
+    Source,
+    State,
+    hyperparameter,
+)
+from methods.centers import check_centers
+from methods.losses import binary_center_loss, centroids, l2, tanh_quantization
+from methods.tensors import Tensor
+
+
+class CSQParams(Hyperparameters):
+    """Quantisation weight, head and centers of the gallery; the distillation's target, weight."""
+
+    lambda_q: float = hyperparameter(
+        1e-4,
+        ge=0,
+        reads=("gallery",),
+        search=(0.0, 1e-4, 1e-3, 1e-2, 5e-2),
+        doc="weight lambda of the quantisation term",
+    )
+    head: Literal["fc_tanh", "mlp3_tanh"] = hyperparameter(
+        "fc_tanh",
+        reads=("gallery", "query"),
+        search=("fc_tanh", "mlp3_tanh"),
+        doc="hash head: one linear layer, or the three of the official code",
+    )
+    centers: CentersKind = hyperparameter(
+        "hadamard_ext",
+        reads=("centers",),
+        search=("hadamard_ext", "bernoulli", "greedy"),
+        doc="generator of the hash centers",
+    )
+    row_choice: Literal["first", "random"] = hyperparameter(
+        "first",
+        reads=("centers",),
+        search=("first", "random"),
+        doc="which rows of the Hadamard matrix; the first ones repeat bits at few classes",
+    )
+    flip_rows: bool = hyperparameter(
+        False, reads=("centers",), search=(False, True), doc="give each Hadamard row a random sign"
+    )
+    distill_weight: float = hyperparameter(
+        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the query's L2 loss"
+    )
+    distill_target: Literal["continuous", "binary"] = hyperparameter(
+        "continuous",
+        reads=("query",),
+        search=("continuous", "binary"),
+        doc="what the query is drawn to: the gallery's tanh outputs, or their signs",
+    )
+
+
+@METHODS.register("csq")
+class CSQ(HashMethod):
+    """Binary cross-entropy of tanh outputs to each image's center, which the query then distils.
+
+    Asymmetric use as in the CSCH paper's section 4.2: the paper's own loss trains the gallery, and
+    the query learns its tanh outputs by L2, without labels.
+    """
+
+    labels_needed = False
+    Params = CSQParams
+    params: CSQParams
+    source = Source(
+        title="Central similarity quantization for efficient image and video retrieval",
+        venue="CVPR",
+        year=2020,
+        settings_from="github.com/swuxyj/DeepHash-pytorch, CSQ.py",
+        note="the centers of the CSCH paper at 12, 24 and 48 bits are not published; here they "
+        "are rows of Paley and Kronecker matrices, then balanced random rows, all different",
+    )
+
+    @property
+    def head(self) -> HeadKind:
+        """Outputs of the last linear layer; the losses apply the tanh."""
+        return self.params.head
+
+    @property
+    def recording(self) -> Literal["sign", "float"]:
+        """Signs are enough for binary targets."""
+        return "sign" if self.params.distill_target == "binary" else "float"
+
+    def centers(self) -> CentersSpec:
+        """Rows of a Hadamard matrix in their own order."""
+        p = self.params
+        return CentersSpec(kind=p.centers, row_choice=p.row_choice, flip_rows=p.flip_rows)
+
+    def squash(self, h: Tensor) -> Tensor:
+        """Return tanh h (n, B)."""
+        return h.tanh()
+
+    def check(self) -> None:
+        """Refuse centers that cannot exist."""
+        check_centers(self.task.n_classes, self.task.bits, self.centers())
+
+    def gallery_loss(self, h_g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """Central similarity and quantisation of h_g (n, B); one label is its own centroid."""
+        target = centroids(batch.labels, state["centers"], batch.tie_bits)
+        return {
+            "center": binary_center_loss(h_g, target),
+            "quantization": self.params.lambda_q * tanh_quantization(h_g),
+        }
+
+    def query_loss(self, h_q: Tensor, g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """L2 from tanh h_q (n, B) to the gallery's tanh outputs or codes g (n, B)."""
+        p = self.params
+        distance = l2(self.squash(h_q), self.squash(g), target=p.distill_target)
+        return {"distill": p.distill_weight * distance}
