@@ -1,0 +1,236 @@
+"""Evaluate codes and labels stored in ``.npy`` files, refusing what cannot be meant.
+
+Everything that a user can get wrong here raises `InputError` with the option's name: a file that
+is silently misread is a wrong number in a table.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.codes import pack, packed_width
+from retrieval.errors import InputError
+from retrieval.metrics import Evaluation, evaluate, resolve_cutoff
+from retrieval.ranking import has_padding
+
+QUERY_CODES, GALLERY_CODES = "--query-codes", "--gallery-codes"
+QUERY_LABELS, GALLERY_LABELS = "--query-labels", "--gallery-labels"
+
+
+def evaluate_files(
+    query_codes: str | os.PathLike[str],
+    gallery_codes: str | os.PathLike[str],
+    query_labels: str | os.PathLike[str],
+    gallery_labels: str | os.PathLike[str],
+    bits: int | None = None,
+    at: int | str = "all",
+) -> Evaluation:
+    """Evaluate the codes and labels of four ``.npy`` files.
+
+    Args:
+        query_codes: (Q, B) signed integers or floats, whose sign is the code with sgn(0) = +1;
+            or packed codes, (Q, ceil(B / 8)) uint8, most significant bit first, with ``bits``.
+        gallery_codes: (N, B) or (N, ceil(B / 8)), likewise.
+        query_labels: (Q,) integers, or (Q, C) multi-hot of 0 and 1.
+        gallery_labels: (N,) integers, or (N, C) multi-hot of 0 and 1.
+        bits: B; needed for packed codes, checked against the others.
+        at: cut-off K of AP in ranks, or "all".
+
+    Raises:
+        InputError: a file is missing or no such array, two of them do not fit together, or
+            an option is out of range; the error's key is the option.
+    """
+    if bits is not None and not _is_count(bits):
+        raise InputError("a code length is a whole number of at least 1", key="--bits", value=bits)
+    resolve_cutoff(at, 1, key="--at")
+    query, query_bits = _load_codes(query_codes, QUERY_CODES, bits)
+    gallery, gallery_bits = _load_codes(gallery_codes, GALLERY_CODES, bits)
+    if query_bits != gallery_bits:
+        raise InputError(
+            f"the gallery's codes have {gallery_bits} bits, the queries' {query_bits}; "
+            "both sides must be encoded to the same length",
+            key=GALLERY_CODES,
+            where=os.fspath(gallery_codes),
+        )
+    labels = [
+        _load_labels(query_labels, QUERY_LABELS, len(query), QUERY_CODES),
+        _load_labels(gallery_labels, GALLERY_LABELS, len(gallery), GALLERY_CODES),
+    ]
+    if labels[0].shape[1:] != labels[1].shape[1:]:
+        raise InputError(
+            f"the gallery's labels are {_describe(labels[1])}, the queries' "
+            f"{_describe(labels[0])}; both must be integers (N,), or multi-hot with the same C",
+            key=GALLERY_LABELS,
+            where=os.fspath(gallery_labels),
+        )
+    return evaluate(query, gallery, labels[0], labels[1], query_bits, at)
+
+
+def _load_codes(
+    path: str | os.PathLike[str], key: str, bits: int | None
+) -> tuple[NDArray[np.uint8], int]:
+    """Return packed codes and their length in bits."""
+    where = os.fspath(path)
+    codes = _load(path, key)
+    if codes.ndim != 2:
+        raise InputError(
+            f"codes must be of shape (N, B), or (N, bytes) when packed; got shape {codes.shape}",
+            key=key,
+            where=where,
+        )
+    _refuse_empty(codes, key, where)
+    if codes.dtype == np.uint8:
+        return _check_packed(codes, bits, key, where)
+    if codes.dtype.kind not in "if":
+        raise InputError(
+            f"codes must be signed integers or floats, or uint8 when packed; got {codes.dtype}",
+            key=key,
+            where=where,
+            hint="a code is the sign of its value: write -1 and +1, not 0 and 1 or False and True",
+        )
+    width = codes.shape[1]
+    if bits is not None and bits != width:
+        raise InputError(
+            f"codes are {width} bits wide, but --bits is {bits}; "
+            "--bits can be left out for codes that are not packed",
+            key=key,
+            where=where,
+        )
+    if not np.isfinite(codes).all():
+        row, column = np.argwhere(~np.isfinite(codes))[0].tolist()
+        raise InputError(
+            f"codes must be finite; row {row}, column {column} is {codes[row, column]}",
+            key=key,
+            where=where,
+        )
+    if np.isin(codes, (0, 1)).all() and np.unique(codes).size == 2:
+        raise InputError(
+            "every value is 0 or 1, so that every sign would be +1",
+            key=key,
+            where=where,
+            hint="write codes as -1 and +1 (2 * codes - 1), or packed: np.packbits(codes, axis=1)",
+        )
+    return pack(codes), width
+
+
+def _check_packed(
+    codes: NDArray[np.uint8], bits: int | None, key: str, where: str
+) -> tuple[NDArray[np.uint8], int]:
+    """Return packed codes with their length once the two agree."""
+    width = codes.shape[1]
+    if bits is None:
+        raise InputError(
+            f"uint8 arrays are packed codes, and {width} bytes may hold {8 * width - 7} to "
+            f"{8 * width} bits: packed codes need --bits",
+            key=key,
+            where=where,
+        )
+    if width != packed_width(bits):
+        raise InputError(
+            f"codes of {bits} bits are packed to {packed_width(bits)} bytes, "
+            f"but the array has {width} columns",
+            key=key,
+            where=where,
+            hint="uint8 arrays are taken as packed; save codes of -1 and +1 as int8",
+        )
+    if has_padding(codes, bits):
+        raise InputError(
+            f"bits after the first {bits} are set in the last byte; they must be 0",
+            key=key,
+            where=where,
+            hint="codes are packed most significant bit first, as np.packbits does; check --bits",
+        )
+    return np.ascontiguousarray(codes), bits
+
+
+def _load_labels(
+    path: str | os.PathLike[str], key: str, expected: int, codes_key: str
+) -> NDArray[np.generic]:
+    """Return labels, one or one row for each of the ``expected`` codes."""
+    where = os.fspath(path)
+    labels = _load(path, key)
+    if labels.ndim not in (1, 2):
+        raise InputError(
+            f"labels must be integers (N,) or multi-hot (N, C); got shape {labels.shape}",
+            key=key,
+            where=where,
+        )
+    _refuse_empty(labels, key, where)
+    if len(labels) != expected:
+        raise InputError(
+            f"{len(labels)} labels for the {expected} codes of {codes_key}", key=key, where=where
+        )
+    if labels.ndim == 1:
+        if labels.dtype.kind not in "iu":
+            raise InputError(
+                f"labels of shape (N,) must be integers; got {labels.dtype}",
+                key=key,
+                where=where,
+                hint="convert whole numbers with labels.astype(np.int64)",
+            )
+        if labels.dtype.kind == "u" and int(labels.max()) > np.iinfo(np.int64).max:
+            raise InputError("labels must be below 2^63", key=key, where=where)
+        return labels
+    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+        raise InputError(
+            "labels of shape (N, C) must be multi-hot, every value 0 or 1",
+            key=key,
+            where=where,
+            hint="one class number for each item goes in an array of shape (N,)",
+        )
+    multi_hot: NDArray[np.bool_] = labels != 0
+    return multi_hot
+
+
+def _load(path: str | os.PathLike[str], key: str) -> NDArray[Any]:
+    """Read one array; nothing in the file is executed."""
+    where = os.fspath(path)
+    try:
+        if Path(path).is_dir():
+            raise InputError("is a folder; expected a .npy file", key=key, where=where)
+        loaded = np.load(path, allow_pickle=False)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("no such file", key=key, where=where) from None
+    except OSError as error:
+        reason = error.strerror or "it ends before its data do"
+        raise InputError(f"cannot be read: {reason}", key=key, where=where) from error
+    except Exception as error:  # numpy parses headers with many kinds of errors
+        raise InputError(
+            "is not a .npy file of numbers",
+            key=key,
+            where=where,
+            hint="write it with np.save(path, array); pickles and object arrays are not read",
+        ) from error
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise InputError(
+            "is an .npz archive; expected a .npy file",
+            key=key,
+            where=where,
+            hint="save the one array with np.save(path, array)",
+        )
+    if loaded.dtype.kind not in "biuf":
+        raise InputError(f"must hold numbers; got {loaded.dtype}", key=key, where=where)
+    return loaded
+
+
+def _refuse_empty(array: NDArray[Any], key: str, where: str) -> None:
+    if not array.size:
+        raise InputError(f"the array is empty, shape {array.shape}", key=key, where=where)
+
+
+def _describe(labels: NDArray[Any]) -> str:
+    return "integers (N,)" if labels.ndim == 1 else f"multi-hot with C = {labels.shape[1]}"
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return bool(value >= 1)
