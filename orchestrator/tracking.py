@@ -1,0 +1,1006 @@
+"""Mirror of the results in MLflow: one daemon thread, one run a key, nothing blocks or raises.
+
+The stage store is the truth and MLflow shows it to people, so nothing here may hold up or fail
+a trial. Callers enqueue; one thread owns the MLflow client and sends batches. A step that the
+tracker cannot take stays pending, is tried again with growing pauses, and what is still pending
+when the study ends is named in the report of `close`.
+
+Deleting ``home/tracking`` forgets what was mirrored: the next invocation compares every run
+with MLflow again and sends what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+import sqlite3
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+
+__all__ = [
+    "KEY_TAG",
+    "SUPERSEDED_TAG",
+    "MlflowTracker",
+    "NoTracker",
+    "RunRecord",
+    "Tracker",
+    "TrackingFailure",
+    "TrackingReport",
+    "default_uri",
+    "mirror_digest",
+    "redact",
+]
+
+KEY_TAG = "asymbench.key"
+SUPERSEDED_TAG = "superseded_by"
+
+Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
+Artifact: TypeAlias = tuple[str | Path, str]
+"""A local file or folder, and the folder among the run's artifacts it goes to ("" is the root)."""
+
+_DRAIN_S = 2.0
+_BATCH = 1000  # MLflow refuses more metrics in one request
+_BATCH_TEXTS = 100  # ... and more params or tags
+_MAX_PARAM = 6000
+_MAX_TAG = 8000
+_MAX_NAME = 250
+_MAX_BUFFERED = 1_000_000  # points kept while the tracker is away, about 200 MB
+_TRIP = 3  # failures in a row after which the tracker counts as away
+_MAX_PAUSE_S = 60.0
+_CLOSING_PAUSES_S = (0.2, 0.5, 1.0)
+_LOCK_TIMEOUT_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is, known when it starts.
+
+    Attributes:
+        key: id of the trial or stage; with the experiment, the identity of the MLflow run.
+        experiment: name of the MLflow experiment (the study, or ``asymbench-stages``).
+        name: readable name of the run.
+        params: logged once; MLflow does not let a param change.
+        tags: searchable facts that are not hyperparameters; set again on every open.
+    """
+
+    key: str
+    experiment: str
+    name: str
+    params: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrackingFailure:
+    """A run that is not complete in MLflow, and why, in one line without credentials."""
+
+    key: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrackingReport:
+    """What one invocation wrote to the tracker.
+
+    Attributes:
+        uri: the tracker, without credentials; empty when tracking is off.
+        created: runs that were new.
+        reopened: runs that existed and were continued or updated.
+        finished: runs ended and complete, as far as this invocation knows.
+        unchanged: runs that were already mirrored with the same content; not touched.
+        running: runs opened, delivered so far, and not ended by the caller.
+        points: metric points written.
+        repeated: points left out because the run already has that metric at that step.
+        skipped_values: metric values left out because they are NaN, infinite or no number.
+        failures: runs that are not complete.
+        notes: what is worth knowing and loses nothing.
+    """
+
+    uri: str = ""
+    created: int = 0
+    reopened: int = 0
+    finished: int = 0
+    unchanged: int = 0
+    running: int = 0
+    points: int = 0
+    repeated: int = 0
+    skipped_values: int = 0
+    failures: tuple[TrackingFailure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run is complete in the tracker."""
+        return not self.failures
+
+
+class Tracker(Protocol):
+    """Where the driver mirrors runs to. No method blocks (but `close`), none raises."""
+
+    def open(self, record: RunRecord) -> None:
+        """Start the run of this key, or continue the one that exists."""
+
+    def metrics(self, key: str, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of one step (a 0-based epoch) to an open run."""
+
+    def finish(
+        self,
+        key: str,
+        status: Status,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Sequence[Artifact] = (),
+    ) -> None:
+        """End an open run, with its final metrics, tags and files."""
+
+    def is_mirrored(self, key: str, digest: str) -> bool:
+        """Whether the run was already mirrored completely with this `mirror_digest`."""
+
+    def close(self, timeout: float) -> TrackingReport:
+        """Send what is pending, for at most ``timeout`` seconds, and say what was done."""
+
+
+class NoTracker:
+    """Tracking is off: everything is accepted, nothing is written, nothing is missing."""
+
+    def open(self, record: RunRecord) -> None:
+        """Do nothing."""
+
+    def metrics(self, key: str, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def finish(
+        self,
+        key: str,
+        status: Status,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Sequence[Artifact] = (),
+    ) -> None:
+        """Do nothing."""
+
+    def is_mirrored(self, key: str, digest: str) -> bool:
+        """Return True: there is no mirror to bring up to date."""
+        return True
+
+    def close(self, timeout: float = 0.0) -> TrackingReport:
+        """Return an empty report."""
+        return TrackingReport()
+
+
+# -- pure parts ------------------------------------------------------------------------------
+
+
+def default_uri(home: str | Path) -> str:
+    """Return the URI of the embedded tracker: a SQLite file in ``home``."""
+    return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+
+
+# A password may hold "/" (SQLAlchemy accepts it) and "@" (so does every HTTP client).
+_USERINFO = re.compile(r"(?<=://)[^:/@\s]*(?::[^@\s]*)?@(?:[^/@\s]*@)*")
+_SECRET_QUERY = re.compile(
+    r"([?&;][\w.\-]*(?:password|passwd|pwd|token|secret|key|sig|credential)[\w.\-]*=)[^&;#\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """Return ``text`` (a URI, or a message with URIs in it) without user names and secrets."""
+    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def mirror_digest(
+    experiment: str,
+    status: Status,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Sequence[Artifact] = (),
+) -> str:
+    """Return the SHA-256 of what `Tracker.finish` would send.
+
+    The experiment is part of it because one trial may belong to two studies, and each of them
+    has a run for it. A file counts by name, folder and size, not by where the home folder is.
+    """
+    files = []
+    for path, folder in artifacts:
+        local = Path(path)
+        try:
+            size = local.stat().st_size if local.is_file() else None
+        except OSError:
+            size = None
+        files.append([local.name, folder, size])
+    payload = {
+        "experiment": experiment,
+        "status": status,
+        "metrics": {name: repr(_number(value)) for name, value in (metrics or {}).items()},
+        "tags": {name: str(value) for name, value in (tags or {}).items()},
+        "artifacts": sorted(files, key=lambda item: (str(item[1]), str(item[0]))),
+    }
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite float, or None for what a metric cannot hold."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _valid_name(name: str) -> str:
+    """Return a metric, param or tag name that MLflow takes on every platform."""
+    cleaned = posixpath.normpath(re.sub(r"[^\w./\- ]", "_", name, flags=re.ASCII))
+    cleaned = re.sub(r"^(\.\.?/|/)+", "", cleaned)[:_MAX_NAME].rstrip("/ ")
+    return cleaned if cleaned not in {"", ".", ".."} else "unnamed"
+
+
+def _shown(value: Any) -> str:
+    """Return a param as text, spelled as in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return ``text``, or its beginning with a mark, a hash and the full length if too long."""
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    mark = f"… [cut: {len(text)} characters, sha256 {digest}]"
+    return text[: limit - len(mark)] + mark
+
+
+def _folder_name(experiment: str) -> str:
+    """Return a readable folder name that differs for different experiments."""
+    slug = re.sub(r"[^A-Za-z0-9._\-]+", "-", experiment).strip("-.")[:60]
+    if slug == experiment:
+        return slug
+    return f"{slug or 'experiment'}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """Return the file of a SQLite URI, None for any other tracker."""
+    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    return Path(match.group(1)) if match and match.group(1) != ":memory:" else None
+
+
+# -- what the thread works on ----------------------------------------------------------------
+
+
+@dataclass
+class _Finish:
+    """The end of a run as asked for, and how much of it has been sent."""
+
+    status: Status
+    metrics: dict[str, Any]
+    tags: dict[str, str]
+    artifacts: list[Artifact]
+    time_ms: int
+    logged: bool = False
+    sent_artifacts: int = 0
+
+
+@dataclass
+class _Run:
+    """One open run: what is known of it in MLflow and what waits to be sent."""
+
+    record: RunRecord
+    opened_ms: int
+    run_id: str | None = None
+    described: bool = False
+    known_params: dict[str, str] = field(default_factory=dict)
+    seen: dict[tuple[str, int], float] = field(default_factory=dict)
+    last_ms: int = 0
+    points: deque[tuple[str, float, int, int]] = field(default_factory=deque)
+    finish: _Finish | None = None
+    failures: list[str] = field(default_factory=list)
+    error: str | None = None  # why the last attempt did not get through; None after a success
+    attempts: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits to be sent."""
+        return not self.described or bool(self.points) or self.finish is not None
+
+
+_Open: TypeAlias = tuple[Literal["open"], str, RunRecord, int]
+_Metrics: TypeAlias = tuple[Literal["metrics"], str, int, dict[str, Any], int]
+_End: TypeAlias = tuple[Literal["finish"], str, _Finish]
+_Lost: TypeAlias = tuple[Literal["lost"], str]
+
+
+class MlflowTracker:
+    """Mirrors runs to an MLflow tracking store or server from one daemon thread.
+
+    The thread starts, and mlflow is imported, at the first call that has something to send.
+    """
+
+    def __init__(
+        self,
+        uri: str | None,
+        artifact_root: str | None,
+        home: str | Path,
+    ) -> None:
+        """Remember where to write; touches neither disk nor network.
+
+        Args:
+            uri: an MLflow tracking URI; None is the SQLite file of ``home``.
+            artifact_root: folder or URI under which new experiments keep their files; None is
+                ``home/artifacts``, or the server's own choice when ``uri`` is a server.
+            home: folder of the database, the artifacts and the marks of what was mirrored.
+        """
+        self._home = Path(home).absolute()
+        self._uri = uri or default_uri(self._home)
+        self._database = _sqlite_path(self._uri)
+        if self._database is not None and not self._database.is_absolute():
+            self._database = self._database.absolute()
+            self._uri = f"sqlite:///{self._database}"
+        self._artifact_root = artifact_root
+        # Without credentials, so that a new password neither hides the marks nor leaves a hash.
+        place = hashlib.sha256(_USERINFO.sub("", self._uri).encode()).hexdigest()[:16]
+        self._marks = self._home / "tracking" / place
+
+        self._inbox: deque[_Open | _Metrics | _End | _Lost] = deque()
+        self._buffered = 0
+        self._lost: set[str] = set()  # keys whose points found the buffer full
+        self._runs: dict[str, _Run] = {}
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # guards what close() reads while the thread may be busy
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._deadline = math.inf
+        self._report: TrackingReport | None = None
+
+        self._mlflow: Any = None
+        self._client: Any = None
+        self._experiments: dict[str, str] = {}
+        self._failures: dict[str, TrackingFailure] = {}
+        self._notes: dict[str, None] = {}  # ordered, each once
+        self._in_a_row = 0  # failures without a success between them
+        self._trips = 0
+        self._away_until = 0.0
+        self._counts = dict.fromkeys(
+            (
+                "created",
+                "reopened",
+                "finished",
+                "unchanged",
+                "points",
+                "repeated",
+                "skipped_values",
+            ),
+            0,
+        )
+
+    # -- called by the driver: only enqueue --------------------------------------------------
+
+    def open(self, record: RunRecord) -> None:
+        """Start the run of this key in its experiment, or continue the one that exists."""
+        self._put(("open", record.key, record, _now_ms()))
+
+    def metrics(self, key: str, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of one step (a 0-based epoch) to an open run."""
+        if self._buffered + len(values) > _MAX_BUFFERED:
+            # The tracker has been away for long. The store has these points; the run is
+            # reported incomplete, and the next invocation sends them.
+            if key not in self._lost:
+                self._lost.add(key)
+                self._put(("lost", key))
+            return
+        with self._lock:
+            self._buffered += len(values)
+        self._put(("metrics", key, step, dict(values), _now_ms()))
+
+    def finish(
+        self,
+        key: str,
+        status: Status,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Sequence[Artifact] = (),
+    ) -> None:
+        """End an open run, with its final metrics, tags and files.
+
+        Final metrics get the last step given to `metrics`, or 0. The files are read later, by
+        the thread, so they must stay where they are.
+        """
+        end = _Finish(status, dict(metrics or {}), dict(tags or {}), list(artifacts), _now_ms())
+        self._put(("finish", key, end))
+
+    def is_mirrored(self, key: str, digest: str) -> bool:
+        """Whether the run was mirrored completely with this `mirror_digest`; reads one file."""
+        if self._database is not None and not self._database.exists():
+            return False  # the user removed the database; the marks are of the old one
+        return any(mark.get("digest") == digest for mark in self._read_marks(key).values())
+
+    def close(self, timeout: float) -> TrackingReport:
+        """Send what is pending, for at most ``timeout`` seconds, and say what was done.
+
+        Args:
+            timeout: seconds; what has not been sent by then is a failure in the report.
+        """
+        if self._report is not None:
+            return self._report
+        self._deadline = time.monotonic() + max(timeout, 0.0)
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(max(timeout, 0.0))
+        self._report = self._make_report(timeout)
+        return self._report
+
+    def _put(self, item: _Open | _Metrics | _End | _Lost) -> None:
+        if self._closing:
+            with self._lock:
+                self._notes["a call after close() was ignored"] = None
+            return
+        self._inbox.append(item)
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="asymbench-tracker", daemon=True)
+            # At the system's limit of threads this one starts with a later call, or never,
+            # and then close() reports what was not sent.
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
+
+    def _make_report(self, timeout: float) -> TrackingReport:
+        with self._lock:
+            failures = dict(self._failures)
+            running = 0
+            late = f"not sent within the {timeout:g} s allowed at the end"
+            for key, run in self._runs.items():
+                if run.pending:
+                    reason = run.error or late
+                elif run.failures:
+                    reason = run.failures[0]
+                else:
+                    running += 1
+                    continue
+                failures[key] = TrackingFailure(key, run.record.name, reason)
+            for item in list(self._inbox):
+                name = item[2].name if item[0] == "open" else ""
+                failures.setdefault(item[1], TrackingFailure(item[1], name, late))
+            return TrackingReport(
+                uri=redact(self._uri),
+                running=running,
+                failures=tuple(failures.values()),
+                notes=tuple(self._notes),
+                **self._counts,
+            )
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Drain every two seconds until closed, then drain until done or hopeless."""
+        while not self._closing:
+            self._wake.wait(_DRAIN_S)
+            self._drain()
+        for pause in (*_CLOSING_PAUSES_S, None):
+            self._drain(last=True)
+            if pause is None or not any(run.pending for run in self._runs.values()):
+                return
+            if time.monotonic() + pause >= self._deadline:
+                return
+            time.sleep(pause)
+
+    def _drain(self, *, last: bool = False) -> None:
+        """Take in what was enqueued and try to send it, least tried runs first."""
+        self._take()
+        self._in_a_row = 0 if last else self._in_a_row
+        for run in sorted(self._runs.values(), key=lambda run: run.attempts):
+            now = time.monotonic()
+            if now >= self._deadline or (self._closing and not last):
+                return  # once close() has begun, its own passes decide what is tried
+            if not last and now < self._away_until:
+                return
+            if not run.pending or (not last and now < run.retry_at):
+                continue
+            if last and self._in_a_row >= _TRIP:
+                self._blame_outage(run)
+                continue
+            try:
+                self._advance(run)
+            except Exception as exc:  # kept in the run, and reported by close()
+                self._postpone(run, exc)
+            else:
+                self._in_a_row = self._trips = 0
+                with self._lock:
+                    run.attempts, run.error = 0, None
+
+    def _take(self) -> None:
+        """Move the calls of the driver to the runs that they belong to, in order."""
+        while self._inbox:
+            with self._lock:
+                item = self._inbox.popleft()
+                key, run = item[1], self._runs.get(item[1])
+                self._buffered -= len(item[3]) if item[0] == "metrics" else 0
+                try:
+                    if item[0] == "open":
+                        if run is None:
+                            self._runs[key] = _Run(item[2], opened_ms=item[3])
+                        else:  # a retry while the end of the last attempt was still waiting
+                            run.finish = None
+                    elif run is None:
+                        raise LookupError(f"{item[0]} for a run that was not opened")
+                    elif item[0] == "metrics":
+                        self._add_points(run, *item[2:])
+                    elif item[0] == "finish":
+                        run.finish = item[2]
+                    else:
+                        raise BufferError("points dropped: too many wait while MLflow is away")
+                except Exception as exc:  # a wrong call must not end the thread
+                    if run is not None:
+                        run.failures.append(self._reason(exc))
+                    else:
+                        failure = TrackingFailure(key, "", self._reason(exc))
+                        self._failures.setdefault(key, failure)
+
+    def _add_points(self, run: _Run, step: int, values: dict[str, Any], time_ms: int) -> None:
+        for name, value in values.items():
+            number = _number(value)
+            if number is None:
+                self._counts["skipped_values"] += 1
+            else:
+                self._buffered += 1
+                run.points.append((_valid_name(name), number, time_ms, int(step)))
+
+    def _postpone(self, run: _Run, exc: Exception) -> None:
+        """Keep the reason, and wait longer after each failure of a run and of the tracker."""
+        reason = self._reason(exc)
+        now = time.monotonic()
+        with self._lock:
+            run.error = reason
+            run.attempts += 1
+            run.retry_at = now + min(_MAX_PAUSE_S, 2.0 ** min(run.attempts, 10))
+        self._in_a_row += 1
+        if self._in_a_row >= _TRIP and not self._closing:
+            pause = min(_MAX_PAUSE_S, 5.0 * 2.0 ** min(self._trips, 10))
+            self._trips += 1
+            self._away_until = now + pause
+            self._in_a_row = _TRIP - 1  # after the pause one more failure is enough
+            _log.log(
+                logging.WARNING if self._trips == 1 else logging.DEBUG,
+                "tracker %s does not answer (%s); trying again in %.0f s, trials go on",
+                redact(self._uri),
+                reason,
+                pause,
+            )
+
+    def _blame_outage(self, run: _Run) -> None:
+        """Give a run that is not tried any more the reason of the last one that was."""
+        reasons = [other.error for other in self._runs.values() if other.error]
+        with self._lock:
+            run.error = run.error or (reasons[-1] if reasons else None)
+
+    def _reason(self, exc: Exception) -> str:
+        text = " ".join(f"{type(exc).__name__}: {exc}".split())
+        text = redact(self._hide(text))
+        secrets = [
+            os.environ.get("MLFLOW_TRACKING_PASSWORD"),
+            os.environ.get("MLFLOW_TRACKING_TOKEN"),
+        ]
+        with contextlib.suppress(ValueError):  # a URI that urllib does not understand
+            secrets.append(urlsplit(self._uri).password)
+        for secret in secrets:
+            for spelling in {secret or "", unquote(secret or "")}:
+                if len(spelling) >= 3:
+                    text = text.replace(spelling, "***")
+        # What was asked stands at the beginning, the cause at the end.
+        return text if len(text) <= 300 else f"{text[:120]} … {text[-177:]}"
+
+    def _hide(self, text: str) -> str:
+        """Return ``text`` without the credentials of the tracker's own URI."""
+        return text.replace(self._uri, redact(self._uri))
+
+    # -- one run -----------------------------------------------------------------------------
+
+    def _advance(self, run: _Run) -> None:
+        """Send what waits for one run; each part is done once, so a repeat continues.
+
+        Raises:
+            Exception: the tracker cannot be reached; what was sent stays marked as sent.
+        """
+        if run.run_id is None and run.finish is not None and self._unchanged(run, run.finish):
+            self._count("unchanged", 1)
+            self._settle(run)
+            return
+        try:
+            if run.run_id is None:
+                self._find_or_create(run)
+            if not run.described:
+                self._describe(run)
+        except Exception as exc:
+            if not self._is_final(exc):
+                raise
+            with self._lock:
+                run.failures.append(self._reason(exc))
+            self._settle(run)
+            return
+        self._send_points(run)
+        if run.finish is not None:
+            self._send_end(run, run.finish)
+
+    def _unchanged(self, run: _Run, end: _Finish) -> bool:
+        digest = self._digest(run, end)
+        mark = self._read_marks(run.record.key).get(run.record.experiment, {})
+        return mark.get("digest") == digest and self.is_mirrored(run.record.key, digest)
+
+    @staticmethod
+    def _digest(run: _Run, end: _Finish) -> str:
+        return mirror_digest(
+            run.record.experiment, end.status, end.metrics, end.tags, end.artifacts
+        )
+
+    def _find_or_create(self, run: _Run) -> None:
+        """Continue the run that has this key in this experiment, or create it."""
+        client = self._connect()
+        record = run.record
+        experiment_id = self._experiment(record.experiment)
+        # From here on MLflow no longer shows what the mark says.
+        self._write_mark(record, None)
+        with self._exclusive():
+            quoted = record.key.replace("'", "")
+            # KEY_TAG holds a dot, which the filter language reads only between backticks.
+            found = [
+                old
+                for old in client.search_runs(
+                    [experiment_id],
+                    f"tags.`{KEY_TAG}` = '{quoted}'",
+                    max_results=50,
+                    order_by=["attributes.start_time ASC"],
+                )
+                if SUPERSEDED_TAG not in old.data.tags
+            ]
+            if not found:
+                created = client.create_run(
+                    experiment_id,
+                    start_time=run.opened_ms,
+                    run_name=record.name,
+                    # The key goes in with the run, so no crash can leave a run without it.
+                    tags={**self._texts(record.tags, _MAX_TAG), KEY_TAG: record.key},
+                )
+                self._count("created", 1)
+                with self._lock:
+                    run.run_id = created.info.run_id
+                return
+        keep, *others = found
+        for other in others:
+            client.set_tag(other.info.run_id, SUPERSEDED_TAG, keep.info.run_id)
+            self._note(f"run {other.info.run_id} is superseded by {keep.info.run_id}")
+        self._reopen(run, keep)
+
+    def _reopen(self, run: _Run, old: Any) -> None:
+        """Read what the run has, so that nothing is logged twice, and set it running."""
+        record = run.record
+        seen: dict[tuple[str, int], float] = {}
+        for name in old.data.metrics:
+            history = self._client.get_metric_history(old.info.run_id, name)
+            for metric in sorted(history, key=lambda metric: metric.timestamp):
+                seen[name, metric.step] = metric.value  # the later value is the one shown
+                run.last_ms = max(run.last_ms, metric.timestamp)
+        run.seen, run.known_params = seen, dict(old.data.params)
+        tags = {
+            name: value
+            for name, value in self._texts(record.tags, _MAX_TAG).items()
+            if old.data.tags.get(name) != value
+        }
+        self._log_texts(old.info.run_id, tags=tags)
+        name = record.name if old.info.run_name != record.name else None
+        self._client.update_run(old.info.run_id, status="RUNNING", name=name)
+        self._count("reopened", 1)
+        with self._lock:
+            run.run_id = old.info.run_id
+
+    def _describe(self, run: _Run) -> None:
+        """Log the params that the run does not have; a param cannot change."""
+        params = {
+            _valid_name(name): _cut(self._hide(_shown(value)), _MAX_PARAM)
+            for name, value in run.record.params.items()
+        }
+        for name in params.keys() & run.known_params.keys():
+            if params[name] != run.known_params[name]:
+                self._note(
+                    f"run {run.record.name}: param {name!r} stays {run.known_params[name]!r} in "
+                    f"MLflow, which does not let it become {params[name]!r}"
+                )
+        new = {name: text for name, text in params.items() if name not in run.known_params}
+        self._log_texts(run.run_id, params=new)
+        with self._lock:
+            run.described = True
+
+    def _send_points(self, run: _Run) -> None:
+        """Log the waiting points in batches, leaving out the steps that the run has."""
+        entities = self._mlflow.entities
+        while run.points:
+            batch: dict[tuple[str, int], Any] = {}
+            taken = 0
+            for name, value, time_ms, step in run.points:
+                if len(batch) == _BATCH:
+                    break
+                taken += 1
+                if (name, step) not in run.seen and (name, step) not in batch:
+                    batch[name, step] = entities.Metric(name, value, time_ms, step)
+                    run.last_ms = max(run.last_ms, time_ms)
+            if batch:
+                with self._tolerate(run):
+                    self._client.log_batch(run.run_id, metrics=list(batch.values()))
+                    self._count("points", len(batch))
+            run.seen.update((place, metric.value) for place, metric in batch.items())
+            with self._lock:
+                for _ in range(taken):
+                    run.points.popleft()
+                self._counts["repeated"] += taken - len(batch)
+                self._buffered -= taken
+
+    def _send_end(self, run: _Run, end: _Finish) -> None:
+        """Log the final metrics and tags, copy the files, end the run and mark it mirrored."""
+        if not end.logged:
+            with self._tolerate(run):
+                self._log_final(run, end)
+            end.logged = True
+        while end.sent_artifacts < len(end.artifacts):
+            path, folder = end.artifacts[end.sent_artifacts]
+            with self._tolerate(run):
+                send = self._client.log_artifacts if Path(path).is_dir() else None
+                (send or self._client.log_artifact)(run.run_id, str(path), folder or None)
+            end.sent_artifacts += 1
+        with self._tolerate(run):
+            self._client.set_terminated(run.run_id, end.status, end.time_ms)
+        if not run.failures:
+            mark = {"run_id": run.run_id or "", "digest": self._digest(run, end)}
+            self._write_mark(run.record, mark)
+            self._count("finished", 1)
+        self._settle(run)
+
+    def _log_final(self, run: _Run, end: _Finish) -> None:
+        shown: dict[str, tuple[int, float]] = {}
+        for (name, at), value in run.seen.items():
+            if name not in shown or at >= shown[name][0]:
+                shown[name] = (at, value)
+        step = max((at for at, _ in shown.values()), default=0)
+        # Later than every point so far: of two values at one step MLflow shows the later one.
+        time_ms = max(end.time_ms, run.last_ms + 1)
+        metrics = []
+        for raw, value in end.metrics.items():
+            name, number = _valid_name(raw), _number(value)
+            if number is None:
+                self._count("skipped_values", 1)
+            elif name in shown and shown[name][1] == number:
+                self._count("repeated", 1)
+            else:
+                metrics.append(self._mlflow.entities.Metric(name, number, time_ms, step))
+        for start in range(0, len(metrics), _BATCH):
+            batch = metrics[start : start + _BATCH]
+            self._client.log_batch(run.run_id, metrics=batch)
+            self._count("points", len(batch))
+            run.seen.update(((metric.key, step), metric.value) for metric in batch)
+        self._log_texts(run.run_id, tags=self._texts(end.tags, _MAX_TAG))
+
+    def _log_texts(
+        self,
+        run_id: str | None,
+        *,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        entities = self._mlflow.entities
+        for kind, make, texts in (
+            ("params", entities.Param, params or {}),
+            ("tags", entities.RunTag, tags or {}),
+        ):
+            items = [make(name, text) for name, text in texts.items()]
+            for start in range(0, len(items), _BATCH_TEXTS):
+                self._client.log_batch(run_id, **{kind: items[start : start + _BATCH_TEXTS]})
+
+    def _texts(self, texts: Mapping[str, Any], limit: int) -> dict[str, str]:
+        return {
+            _valid_name(name): _cut(self._hide(_shown(value)), limit)
+            for name, value in texts.items()
+        }
+
+    def _settle(self, run: _Run) -> None:
+        """Forget a run that is done with, keeping why it is incomplete if it is."""
+        key = run.record.key
+        with self._lock:
+            self._buffered -= len(run.points)
+            self._runs.pop(key, None)
+            if run.failures:
+                self._failures[key] = TrackingFailure(key, run.record.name, run.failures[0])
+            else:
+                self._failures.pop(key, None)
+
+    @contextlib.contextmanager
+    def _tolerate(self, run: _Run) -> Iterator[None]:
+        """Record a refusal that no repeat can cure, and go on with the rest of the run."""
+        try:
+            yield
+        except Exception as exc:
+            if not self._is_final(exc):
+                raise
+            with self._lock:
+                run.failures.append(self._reason(exc))
+
+    def _is_final(self, exc: Exception) -> bool:
+        """Whether the request itself is at fault; everything else counts as an outage."""
+        if self._mlflow is not None and isinstance(exc, self._mlflow.exceptions.MlflowException):
+            return exc.error_code in {
+                "BAD_REQUEST",
+                "INVALID_PARAMETER_VALUE",
+                "INVALID_STATE",
+                "MALFORMED_REQUEST",
+                "RESOURCE_ALREADY_EXISTS",
+                "RESOURCE_DOES_NOT_EXIST",
+            }
+        programming = (AttributeError, LookupError, TypeError, ValueError)
+        return isinstance(exc, (FileNotFoundError, NotADirectoryError, *programming))
+
+    def _count(self, what: str, by: int) -> None:
+        with self._lock:
+            self._counts[what] += by
+
+    def _note(self, text: str) -> None:
+        with self._lock:
+            self._notes[redact(text)] = None
+
+    # -- the connection ----------------------------------------------------------------------
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            self._mlflow = _import_mlflow()
+            with self._exclusive():
+                if self._database is not None and not self._database.exists():
+                    self._create_database(self._database)
+                client = self._mlflow.MlflowClient(tracking_uri=self._uri)
+                client.search_experiments(max_results=1)  # opens the store, so errors show here
+            self._client = client
+        return self._client
+
+    def _create_database(self, database: Path) -> None:
+        """Create the schema under another name, so that a kill leaves no half-made database."""
+        for mark in self._marks.glob("*.json"):
+            mark.unlink()  # they speak of a database that is gone
+        for left in database.parent.glob(f"{database.name}.*.new*"):
+            left.unlink()
+        fresh = database.with_name(f"{database.name}.{uuid.uuid4().hex[:8]}.new")
+        uri = f"sqlite:///{fresh}"
+        self._mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        with contextlib.closing(sqlite3.connect(fresh)) as connection:
+            # Persists in the file. Readers (the UI) no longer wait for the writer.
+            connection.execute("pragma journal_mode=wal")
+        fresh.replace(database)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Keep out other drivers on the same SQLite file: schema, and find-or-create of a run."""
+        if self._database is None:
+            yield
+            return
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._database}.lock", timeout=_LOCK_TIMEOUT_S):
+            yield
+
+    def _experiment(self, name: str) -> str:
+        """Return the id of an experiment, created or restored if need be."""
+        if name in self._experiments:
+            return self._experiments[name]
+        with self._exclusive():
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    made = self._client.create_experiment(name, self._artifact_location(name))
+                except self._mlflow.exceptions.MlflowException as exc:
+                    if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    made = self._client.get_experiment_by_name(name).experiment_id
+                self._experiments[name] = str(made)
+            else:
+                if found.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(found.experiment_id)
+                    self._note(f"experiment {name!r} had been deleted in MLflow; restored")
+                self._experiments[name] = str(found.experiment_id)
+        return self._experiments[name]
+
+    def _artifact_location(self, experiment: str) -> str | None:
+        root = self._artifact_root
+        if root is None:
+            if self._uri.startswith(("http://", "https://", "databricks")):
+                return None
+            root = str(self._home / "artifacts")
+        folder = _folder_name(experiment)
+        if "://" in root:
+            return f"{root.rstrip('/')}/{folder}"
+        return (Path(root).absolute() / folder).as_uri()
+
+    # -- marks of what was mirrored ----------------------------------------------------------
+
+    def _mark_path(self, key: str) -> Path:
+        return self._marks / f"{key}.json"
+
+    def _read_marks(self, key: str) -> dict[str, dict[str, str]]:
+        """Return ``{experiment: {"run_id": ..., "digest": ...}}``, empty if nothing usable."""
+        try:
+            marks = json.loads(self._mark_path(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # absent or damaged: the run is compared with MLflow again
+        if not isinstance(marks, dict):
+            return {}
+        return {name: mark for name, mark in marks.items() if isinstance(mark, dict)}
+
+    def _write_mark(self, record: RunRecord, mark: dict[str, str] | None) -> None:
+        """Set the mark of a key in an experiment, or remove it with None.
+
+        Raises:
+            OSError: a stale mark cannot be removed.
+        """
+        marks = self._read_marks(record.key)
+        if mark is None and record.experiment not in marks:
+            return
+        marks.pop(record.experiment, None)
+        if mark is not None:
+            marks[record.experiment] = mark
+        path = self._mark_path(record.key)
+        fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(marks, sort_keys=True), encoding="utf-8")
+            fresh.replace(path)
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            if mark is None:
+                raise
+            # The run is complete; the next invocation only looks at it once more.
+            self._note(f"mark of run {record.name} not written: {exc}")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _import_mlflow() -> Any:
+    """Import mlflow without telemetry, log lines, printed links or its own long retries."""
+    quiet = "MLFLOW_LOGGING_LEVEL" not in os.environ
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors reach the user through the report
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        # A repeat must look first whether the run exists, so it is ours to make.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }.items():
+        os.environ.setdefault(name, value)
+    mlflow = importlib.import_module("mlflow")
+    importlib.import_module("mlflow.entities")
+    importlib.import_module("mlflow.exceptions")
+    with contextlib.suppress(ImportError):  # no SQL store in a slim installation
+        # Ten tries of a database that is away would take 100 s and hide the reason for as long.
+        importlib.import_module("mlflow.store.db.utils").MAX_RETRY_COUNT = 2
+    if quiet:  # mlflow may have been imported by someone else before
+        for name in ("mlflow", "alembic", "sqlalchemy.engine"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    return mlflow
