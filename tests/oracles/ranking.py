@@ -11,7 +11,7 @@ from fractions import Fraction
 
 
 def average_precision(hits: Sequence[int], k: int) -> Fraction:
-    """AP@K of one ranking, straight from the definition."""
+    """AP@K of one ranking, straight from the definition; exact."""
     total, found = Fraction(0), 0
     for rank, hit in enumerate(hits[:k], start=1):
         if hit:
