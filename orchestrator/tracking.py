@@ -999,7 +999,8 @@ def _import_mlflow() -> Any:
     importlib.import_module("mlflow.exceptions")
     with contextlib.suppress(ImportError):  # no SQL store in a slim installation
         # Ten tries of a database that is away would take 100 s and hide the reason for as long.
-        importlib.import_module("mlflow.store.db.utils").MAX_RETRY_COUNT = 2
+        database: Any = importlib.import_module("mlflow.store.db.utils")
+        database.MAX_RETRY_COUNT = 2
     if quiet:  # mlflow may have been imported by someone else before
         for name in ("mlflow", "alembic", "sqlalchemy.engine"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
