@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,6 +165,7 @@ def check_weights(path: str) -> None:
 
 
 _digests: dict[tuple[str, int, int], str] = {}
+_SETTLED_NS = 2_000_000_000  # a younger file could change again without its time showing it
 
 
 def _sha256(path: str) -> str:
@@ -172,14 +174,18 @@ def _sha256(path: str) -> str:
     try:
         about = file.stat()
         key = (str(file.resolve()), about.st_size, about.st_mtime_ns)
-        if key not in _digests:
-            with file.open("rb") as stream:
-                _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        if key in _digests:
+            return _digests[key]
+        began = time.time_ns()
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(
             f"cannot be read: {error.strerror or error}", key="weights", value=path
         ) from None
-    return _digests[key]
+    if began - about.st_mtime_ns > _SETTLED_NS:
+        _digests[key] = digest
+    return digest
 
 
 class SideSpec(BaseModel):

@@ -1,0 +1,1 @@
+"""From a study to a table: plan, stages, Ray Tune, MLflow, reports and the CLI."""

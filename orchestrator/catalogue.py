@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from methods.base import METHODS, Task
-from methods.pairs import PAIRS
+from methods.pairs import PAIRS, backbone_gmacs
 from retrieval.datasets import DATASETS
 from search_spaces.presets import presets
 
@@ -60,7 +60,26 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _pairs() -> list[dict[str, Any]]:
-    return [PAIRS.get(name).describe() for name in PAIRS.names()]
+    found = []
+    for name in PAIRS.names():
+        pair = PAIRS.get(name)
+        found.append(
+            {
+                "name": name,
+                **{
+                    f"{title}{key}": value
+                    for title, side in (("query ", pair.query), ("gallery ", pair.gallery))
+                    for key, value in (
+                        ("backbone", side.backbone),
+                        ("size", side.size),
+                        ("GMACs", round(backbone_gmacs(side.backbone, side.size), 3)),
+                        ("weights", side.identity()["weights"].split(":")[0]),
+                    )
+                },
+                "note": pair.note,
+            }
+        )
+    return found
 
 
 def _studies() -> list[dict[str, Any]]:

@@ -202,7 +202,7 @@ def _datasets(
         except InputError as error:
             raise error.located(prefix=key) from None
         opened.append((key, given, dataset))
-    _refuse_repeats("datasets", [dataset.name for _, _, dataset in opened], study.datasets)
+    _refuse_repeats("datasets", [dataset.label for _, _, dataset in opened], "label")
     return opened
 
 
@@ -220,7 +220,7 @@ def _pairs(study: Study, folder: Path) -> list[PairSpec]:
         except InputError as error:
             raise error.located(prefix=key) from None
         pairs.append(pair)
-    _refuse_repeats("pairs", [pair.name for pair in pairs], study.pairs)
+    _refuse_repeats("pairs", [pair.name for pair in pairs], "name")
     return pairs
 
 
@@ -238,14 +238,14 @@ def _pair(given: Mapping[str, Any], folder: Path) -> PairSpec:
         raise explain_validation(error, PairSpec) from None
 
 
-def _refuse_repeats(key: str, names: list[str], given: list[Any]) -> None:
+def _refuse_repeats(key: str, names: list[str], field: str) -> None:
     for name, count in Counter(names).items():
-        if count > 1 and key == "pairs":
+        if count > 1:
             raise InputError(
-                f"the name {name!r} is taken twice; give each pair a name of its own", key=key
+                f"{name!r} is there {count} times; tables tell them apart by name, so give each a "
+                f"{field!r} of its own",
+                key=key,
             )
-        if count > 1 and len({digest(entry) for entry in given}) < len(given):
-            raise InputError(f"{name!r} is given twice", key=key)
 
 
 def _augmentation(study: Study, dataset: Dataset) -> Augmentation:
@@ -361,7 +361,7 @@ class _Cell:
         trial = Trial(
             id=stages["metrics"],
             method=method.name,
-            dataset=self.dataset.name,
+            dataset=self.dataset.label,
             pair=self.pair.name,
             bits=self.bits,
             seed=self.seed,
@@ -567,7 +567,7 @@ class _Cell:
 
     def _label(self, kind: StageKind) -> str:
         teacher = self.method.gallery_method().name
-        where = f"{self.bits} bit · {self.dataset.name} · s{self.seed}"
+        where = f"{self.bits} bit · {self.dataset.label} · s{self.seed}"
         if kind in ("gallery", "recording"):
             return f"{kind} {teacher} · {self.pair.gallery.backbone} · {where}"
         if kind == "centers":

@@ -1,0 +1,1 @@
+"""The retrieval task: datasets, protocols, images, codes, ranking and metrics."""

@@ -24,7 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
-from retrieval.ranking import Relevance, Unsigned, blocks, check_packed, count_block, widen
+from retrieval.ranking import (
+    Relevance,
+    Unsigned,
+    blocks,
+    check_packed,
+    count_block,
+    histograms,
+    widen,
+)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -176,6 +184,22 @@ def evaluate(
         gallery_codes=code_statistics(gallery_packed, bits),
         average_precision=average_precision,
     )
+
+
+def expected_map(
+    query_packed: NDArray[np.uint8],
+    gallery_packed: NDArray[np.uint8],
+    query_labels: NDArray[np.generic],
+    gallery_labels: NDArray[np.generic],
+    bits: int,
+    at: int | str = "all",
+) -> float:
+    """Return the expected mAP alone, without a sort: what is asked after every epoch.
+
+    Args and errors are those of `evaluate`; the value is its ``map``, bit for bit.
+    """
+    n, r = histograms(query_packed, gallery_packed, query_labels, gallery_labels, bits)
+    return mean(expected_average_precision(n, r, resolve_cutoff(at, len(gallery_packed))))
 
 
 def resolve_cutoff(at: int | str, items: int, *, key: str = "at") -> int:

@@ -1,0 +1,284 @@
+"""What a dataset is: images listed without decoding, labels, a fingerprint, a protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from retrieval.augmentation import Augmentation
+from retrieval.errors import DatasetError
+from retrieval.images import ImageStore, open_images
+from retrieval.protocols import Protocol, Splits, draw_splits, read_split_file
+from retrieval.registry import Registry
+from retrieval.validation import explain_validation
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ProtocolOptions(_Strict):
+    """What a study may change of a dataset's protocol; null keeps the dataset's own.
+
+    Attributes:
+        query_per_class, train_per_class, validation_per_class, validation_gallery_per_class:
+            quotas, see Protocol.
+        split_seed: of the split.
+        split_file: JSON that lists the images of each split by key, instead of drawing them.
+        at: cut-off of mAP.
+    """
+
+    query_per_class: int | None = Field(None, ge=1)
+    train_per_class: int | None = Field(None, ge=1)
+    validation_per_class: int | None = Field(None, ge=1)
+    validation_gallery_per_class: int | None = Field(None, ge=1)
+    split_seed: int = Field(0, ge=0)
+    split_file: str | None = None
+    at: Literal["all"] | int | None = None
+
+    @field_validator("at")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'all' or a whole number of at least 1")
+        return value
+
+
+class DatasetOptions(_Strict):
+    """Options that every dataset takes.
+
+    Attributes:
+        protocol: changes of the protocol.
+        label: what the dataset is called in tables; its name by default.
+    """
+
+    protocol: ProtocolOptions = ProtocolOptions()
+    label: str | None = Field(None, min_length=1, max_length=40)
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """A dataset's images, without their pixels.
+
+    Attributes:
+        keys: (N,) one stable name an image.
+        labels: (N,) int64 class numbers, or (N, C) uint8 multi-hot.
+        classes: (C,) class names.
+        fingerprint: SHA-256 of the content, 64 hex digits.
+    """
+
+    keys: list[str]
+    labels: NDArray[np.generic]
+    classes: list[str]
+    fingerprint: str
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images carry several labels."""
+        return self.labels.ndim == 2
+
+
+class Dataset(ABC):
+    """Images with labels and a protocol.
+
+    Class attributes:
+        kind: the registered name.
+        version: raised when the same files would give other images, labels or splits.
+        Options: the options' class.
+        what, source, licence, obtain: for people.
+
+    Args:
+        options: validated.
+        home: ASYMBENCH_HOME.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    what: ClassVar[str]
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    obtain: ClassVar[str]
+
+    def __init__(self, options: DatasetOptions, home: Path) -> None:
+        self.options = options
+        self.home = home
+
+    @property
+    def label(self) -> str:
+        """What the dataset is called in tables."""
+        return self.options.label or self.name
+
+    # ---- what a dataset answers ----------------------------------------------------------
+
+    @abstractmethod
+    def load_index(self) -> DatasetIndex:
+        """List the images, without decoding any.
+
+        Raises:
+            DatasetError: something is missing, unreadable, or empty.
+        """
+
+    @abstractmethod
+    def decode(self, number: int) -> NDArray[np.uint8]:
+        """Decode one image (H, W, 3); may be called from threads.
+
+        Raises:
+            DatasetError: it cannot be read; ``problem`` names it.
+        """
+
+    @abstractmethod
+    def default_protocol(self) -> Protocol:
+        """Return the dataset's own protocol."""
+
+    @property
+    def default_augmentation(self) -> Augmentation:
+        """How training images are varied where the study says nothing."""
+        return Augmentation()
+
+    # ---- what all share ------------------------------------------------------------------
+
+    @cached_property
+    def _index(self) -> DatasetIndex:
+        return self.load_index()
+
+    def index(self) -> DatasetIndex:
+        """Return keys, labels, classes and fingerprint."""
+        return self._index
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """The protocol with the study's changes."""
+        own, given = self.default_protocol(), self.options.protocol
+        values = {name: getattr(own, name) for name in own.__dataclass_fields__}
+        quotas = [name for name in values if name.endswith("_per_class")]
+        changed = [name for name in quotas if getattr(given, name) is not None]
+        values |= {name: getattr(given, name) for name in changed}
+        values["split_seed"] = given.split_seed
+        if given.at is not None:
+            values["at"] = given.at
+        if given.split_file is not None:
+            data = _read(Path(given.split_file))
+            values["split_digest"] = hashlib.sha256(data).hexdigest()
+            values |= dict.fromkeys(quotas)
+        if changed or given.split_seed or given.split_file:
+            mark = json.dumps([values[n] for n in (*quotas, "split_seed", "split_digest")])
+            values["id"] = f"{own.id}-{hashlib.sha256(mark.encode()).hexdigest()[:8]}"
+        return Protocol(**values)
+
+    @cached_property
+    def _splits(self) -> Splits:
+        index, given = self.index(), self.options.protocol
+        if given.split_file is not None:
+            return read_split_file(Path(given.split_file), index.keys, self.name)
+        if index.multi_label:
+            raise DatasetError(
+                f"dataset {self.name!r} has several labels an image; give a split_file",
+                key="protocol.split_file",
+            )
+        return draw_splits(index.labels.astype(np.int64), index.classes, self.protocol, self.name)
+
+    def splits(self) -> Splits:
+        """Return rows by role.
+
+        Raises:
+            DatasetError: the images do not suffice for the protocol, or a split file is wrong.
+        """
+        return self._splits
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that determines images, labels and splits; no path in it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "fingerprint": self.index().fingerprint,
+            "protocol": self.protocol.identity(),
+            **self.image_options(),
+        }
+
+    def image_options(self) -> dict[str, Any]:
+        """Return the options that change stored pixels."""
+        return {}
+
+    def images(self) -> ImageStore:
+        """Open the decoded images, building their store at the first call on this home.
+
+        Raises:
+            DatasetError: images cannot be read.
+        """
+        index = self.index()
+        size = self.image_options().get("store_size")
+        folder = self.home / "images" / f"{index.fingerprint[:24]}-{size or 'own'}"
+        return open_images(
+            folder,
+            len(index.keys),
+            self.decode,
+            fingerprint=index.fingerprint,
+            store_size=size,
+        )
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """Return what ``asymbench list datasets`` shows."""
+        return {
+            "name": cls.name,
+            "version": cls.version,
+            "what": cls.what,
+            "source": cls.source,
+            "licence": cls.licence,
+            "obtain": cls.obtain,
+        }
+
+
+DATASETS: Registry[type[Dataset]] = Registry(
+    "dataset",
+    package="retrieval.datasets",
+    infrastructure={"base", "files"},
+    group="asymbench.datasets",
+)
+
+
+def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
+    """Open a dataset as a study names it.
+
+    Args:
+        given: a name; a mapping with ``name`` and options; or ``{folder: PATH}`` for one's own.
+        home: ASYMBENCH_HOME.
+
+    Raises:
+        UnknownNameError: no such dataset.
+        InputError: an option is unknown or wrong.
+        DatasetError: found when the dataset is first looked at.
+    """
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    if "folder" in options and "name" not in options:
+        options = {"name": "folder", "root": options.pop("folder"), **options}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise DatasetError("a dataset needs a name", key="name", value=name)
+    cls = DATASETS.get(name)
+    try:
+        return cls(cls.Options(**options), home)
+    except ValidationError as error:
+        raise explain_validation(error, cls.Options) from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"the split file cannot be read: {error.strerror}",
+            key="protocol.split_file",
+            value=str(path),
+        ) from None
