@@ -1,0 +1,1 @@
+"""The methods: registry, interface, networks, hash centers, losses, one file a method."""

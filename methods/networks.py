@@ -176,7 +176,7 @@ def build_network(
     """
     name = pinned(side.backbone)
     source: dict[str, Any] = {}
-    if side.pretrained:
+    if side.pretrained and side.weights is None:
         source = {"pretrained": True, "pretrained_cfg_overlay": {"file": _published_file(name)}}
     with torch_stream(seed, side_name, "init"):
         backbone = _create(name, side, source)

@@ -19,8 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -197,7 +195,8 @@ class SideSpec(BaseModel):
         drop_rate: dropout before the hash head, as timm's models define it.
         drop_path_rate: stochastic depth.
         pretrained: start from the weights that timm publishes under the tag.
-        weights: start from this .safetensors file with timm's key names, without its classifier.
+        weights: start from this .safetensors file with timm's key names, without its classifier;
+            it stands for the published weights where ``pretrained`` is given too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -216,13 +215,6 @@ class SideSpec(BaseModel):
             known = BACKBONES.get(_split(str(data.get("backbone", "")))[0])
             return {**data, "size": known.size if known else _DEFAULT_SIZE}
         return data
-
-    @field_validator("weights")
-    @classmethod
-    def _one_origin(cls, weights: str | None, info: ValidationInfo) -> str | None:
-        if weights is not None and info.data.get("pretrained"):
-            raise ValueError("give either weights or pretrained: true, not both")
-        return weights
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> SideSpec:

@@ -52,7 +52,9 @@ class Augmentation(BaseModel):
     @model_validator(mode="after")
     def _ranges(self) -> Augmentation:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two numbers with 0 < low <= high <= 1, got {self.scale}")
+            raise ValueError(
+                f"scale must be two numbers with 0 < low <= high <= 1, got {self.scale}"
+            )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be two numbers with 0 < low <= high, got {self.ratio}")
         return self
@@ -128,9 +130,7 @@ class Views:
             self._whole = (down, across)
         down, across = self._whole
         n = len(rows)
-        return self._resample(
-            self._load(rows), down.expand(n, -1, -1), across.expand(n, -1, -1)
-        )
+        return self._resample(self._load(rows), down.expand(n, -1, -1), across.expand(n, -1, -1))
 
     def _load(self, rows: NDArray[np.int64]) -> Tensor:
         import torch
@@ -140,9 +140,7 @@ class Views:
 
     def _boxes(
         self, draws: NDArray[np.float64]
-    ) -> tuple[
-        NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]
-    ]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return top, left, height and width of each image's box, in pixels of the store."""
         options, n = self.augmentation, len(draws)
         h, w = (float(side) for side in self.array.shape[1:3])

@@ -92,7 +92,9 @@ class Splits:
         return self
 
 
-def draw_splits(labels: NDArray[np.int64], classes: list[str], protocol: Protocol, name: str) -> Splits:
+def draw_splits(
+    labels: NDArray[np.int64], classes: list[str], protocol: Protocol, name: str
+) -> Splits:
     """Draw a single-label dataset's splits, class by class.
 
     Each class' images are put in an order of their own, a function of (split seed, dataset, class,
@@ -160,9 +162,7 @@ def read_split_file(path: Path, keys: list[str], name: str) -> Splits:
         raise DatasetError(f"no JSON: {error}", key=field, value=str(path)) from None
     names = [f.name for f in fields(Splits)]
     if not isinstance(raw, dict) or not all(isinstance(v, list) for v in raw.values()):
-        raise DatasetError(
-            "must map splits to lists of image keys", key=field, value=str(path)
-        )
+        raise DatasetError("must map splits to lists of image keys", key=field, value=str(path))
     for split in raw:
         if split not in names:
             raise UnknownNameError("split", str(split), names, key=field)

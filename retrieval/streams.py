@@ -92,7 +92,7 @@ def permutation(seed: int, purpose: str, n: int, *, epoch: int = 0) -> NDArray[n
 
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """Return a numpy generator of its own for (seed, purpose), for draws that are not by sample."""
+    """Return a numpy generator for (seed, purpose), for draws that are not by sample."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *purpose)))
 
 
