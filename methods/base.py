@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from methods.tensors import Tensor
-from retrieval.errors import InputError, nearest
 from retrieval.registry import Registry
+from retrieval.validation import explain_validation
 
 __all__ = [
     "METHODS",
@@ -29,6 +29,8 @@ __all__ = [
     "Source",
     "StageKind",
     "State",
+    "Task",
+    "build_method",
     "hyperparameter",
 ]
 
@@ -129,35 +131,6 @@ class Hyperparameters(BaseModel):
         """Return the hyperparameters that any of ``stages`` reads, as JSON values."""
         values = self.model_dump(mode="json")
         return {n: v for n, v in values.items() if set(self.readers(n)) & set(stages)}
-
-
-def explain_validation(error: ValidationError, model: type[BaseModel]) -> InputError:
-    """Turn pydantic's first complaint into one of ours: key, value, what is allowed, nearest."""
-    first = error.errors(include_url=False)[0]
-    location = [part for part in first["loc"] if not str(part).startswith("function-")]
-    key = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in location[:-1]:
-            annotation = (
-                owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
-            )
-            owner = annotation if hasattr(annotation, "model_fields") else owner
-        known = list(owner.model_fields)
-        close = nearest(str(location[-1]), known)
-        suggestion = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        return InputError(f"unknown key{suggestion} known: {', '.join(known)}", key=key)
-    if first["type"] == "missing":
-        return InputError("this key is required", key=key)
-    problem = first["msg"].removeprefix("Value error, ")
-    problem = problem[0].lower() + problem[1:]
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        expected = str(first.get("ctx", {}).get("expected", ""))
-        options = [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
-        close = nearest(first["input"], options)
-        problem = f"must be one of {', '.join(options)}"
-        problem += f"; did you mean {close[0]!r}?" if close else ""
-    return InputError(problem, key=key, value=first["input"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +240,7 @@ class HashMethod(ABC):
 
     @property
     def recording(self) -> Literal["sign", "float"]:
-        """What the query loss reads of the gallery's codes: "sign" (it gets b_g) or "float" (h_g)."""
+        """What the query loss reads of the gallery's codes: "sign" is b_g, "float" is h_g."""
         return "float"
 
     def gallery_method(self) -> HashMethod:
@@ -292,7 +265,7 @@ class HashMethod(ABC):
         """
         return h
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - a method without such combinations needs none
         """Refuse an impossible combination of hyperparameters and task, before anything runs.
 
         Raises:
@@ -326,7 +299,7 @@ class HashMethod(ABC):
         return {
             "name": self.name,
             "version": self.version,
-            "labels": self.labels_needed,
+            "labels": "query and gallery" if self.labels_needed else "gallery",
             "schedule": str(self.schedule),
             "head": self.head,
             "status": self.source.status,

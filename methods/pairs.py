@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from methods.base import explain_validation
 from retrieval.errors import InputError
 from retrieval.registry import Registry
+from retrieval.validation import explain_validation
 
 __all__ = [
     "BACKBONES",

@@ -1,4 +1,4 @@
-"""How a side is trained: epochs, batches, optimiser, learning rates. Pure declarations, no torch."""
+"""How a side is trained: epochs, batches, optimiser, learning rates; declarations only."""
 
 from __future__ import annotations
 

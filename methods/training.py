@@ -99,11 +99,11 @@ class TrainingData:
         self.seed = seed
         self.device = device
         labels = np.asarray(labels)
+        self._classes: Tensor | None = None
         if labels.ndim == 1:
             self._classes = torch.from_numpy(labels.astype(np.int64)).to(device)
             self._labels = nn.functional.one_hot(self._classes, n_classes).float()
         else:
-            self._classes = None
             self._labels = torch.from_numpy(labels.astype(np.float32)).to(device)
         ties = streams.signs(seed, "tie bits", self.rows, bits)
         self._ties = torch.from_numpy(ties.astype(np.float32)).to(device)

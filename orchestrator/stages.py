@@ -512,7 +512,7 @@ class _Runner:
         recipes = {name: Recipe(**values) for name, values in setup["recipes"].items()}
         epochs = recipes["query"].epochs
         networks = {
-            name: self.network(setup["sides"][name], setup["head"], name)  # type: ignore[arg-type]
+            name: self.network(setup["sides"][name], setup["head"], name)
             for name in ("query", "gallery")
         }
         learners = {
