@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from retrieval.augmentation import Augmentation
 from retrieval.errors import DatasetError
-from retrieval.images import ImageStore, open_images
+from retrieval.images import DEFAULT_STORE_SIZE, Decoder, ImageStore, open_images
 from retrieval.protocols import Protocol, Splits, draw_splits, read_split_file
 from retrieval.registry import Registry
 from retrieval.validation import explain_validation
@@ -46,10 +48,11 @@ class ProtocolOptions(_Strict):
     split_file: str | None = None
     at: Literal["all"] | int | None = None
 
-    @field_validator("at")
+    @field_validator("at", mode="before")
     @classmethod
-    def _positive(cls, value: int | str | None) -> int | str | None:
-        if isinstance(value, int) and value < 1:
+    def _cut_off(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not number and value not in ("all", None):
             raise ValueError("must be 'all' or a whole number of at least 1")
         return value
 
@@ -66,6 +69,26 @@ class DatasetOptions(_Strict):
     label: str | None = Field(None, min_length=1, max_length=40)
 
 
+class RootedOptions(DatasetOptions):
+    """Options of a dataset that lies somewhere on disk.
+
+    Attributes:
+        root: the folder or file; ``~`` is one's home.
+    """
+
+    root: str = Field(min_length=1)
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @property
+    def path(self) -> Path:
+        """The root as a path."""
+        return Path(self.root).expanduser()
+
+
 @dataclass(frozen=True)
 class DatasetIndex:
     """A dataset's images, without their pixels.
@@ -75,12 +98,14 @@ class DatasetIndex:
         labels: (N,) int64 class numbers, or (N, C) uint8 multi-hot.
         classes: (C,) class names.
         fingerprint: SHA-256 of the content, 64 hex digits.
+        ignored: files that are no images of the dataset: reason -> how many.
     """
 
     keys: list[str]
     labels: NDArray[np.generic]
     classes: list[str]
     fingerprint: str
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def multi_label(self) -> bool:
@@ -92,7 +117,7 @@ class Dataset(ABC):
     """Images with labels and a protocol.
 
     Class attributes:
-        kind: the registered name.
+        name: the registered name; set by the registry.
         version: raised when the same files would give other images, labels or splits.
         Options: the options' class.
         what, source, licence, obtain: for people.
@@ -130,11 +155,11 @@ class Dataset(ABC):
         """
 
     @abstractmethod
-    def decode(self, number: int) -> NDArray[np.uint8]:
-        """Decode one image (H, W, 3); may be called from threads.
+    def decoder(self) -> AbstractContextManager[Decoder]:
+        """Open what decoding needs; yield a function from an image's number to its pixels.
 
-        Raises:
-            DatasetError: it cannot be read; ``problem`` names it.
+        The function returns (H, W, 3) uint8, is called from threads, and raises DatasetError for
+        an image that cannot be read, with the image named in ``problem``.
         """
 
     @abstractmethod
@@ -162,15 +187,19 @@ class Dataset(ABC):
         own, given = self.default_protocol(), self.options.protocol
         values = {name: getattr(own, name) for name in own.__dataclass_fields__}
         quotas = [name for name in values if name.endswith("_per_class")]
+        fractions = [name for name in values if name.endswith("_fraction")]
         changed = [name for name in quotas if getattr(given, name) is not None]
         values |= {name: getattr(given, name) for name in changed}
+        for name in fractions:
+            if name.replace("_fraction", "_per_class") in changed:
+                values[name] = None
         values["split_seed"] = given.split_seed
         if given.at is not None:
             values["at"] = given.at
         if given.split_file is not None:
-            data = _read(Path(given.split_file))
+            data = _read(Path(given.split_file).expanduser())
             values["split_digest"] = hashlib.sha256(data).hexdigest()
-            values |= dict.fromkeys(quotas)
+            values |= dict.fromkeys([*quotas, *fractions])
         if changed or given.split_seed or given.split_file:
             mark = json.dumps([values[n] for n in (*quotas, "split_seed", "split_digest")])
             values["id"] = f"{own.id}-{hashlib.sha256(mark.encode()).hexdigest()[:8]}"
@@ -180,13 +209,14 @@ class Dataset(ABC):
     def _splits(self) -> Splits:
         index, given = self.index(), self.options.protocol
         if given.split_file is not None:
-            return read_split_file(Path(given.split_file), index.keys, self.name)
+            return read_split_file(Path(given.split_file).expanduser(), index.keys, self.name)
         if index.multi_label:
             raise DatasetError(
                 f"dataset {self.name!r} has several labels an image; give a split_file",
                 key="protocol.split_file",
             )
-        return draw_splits(index.labels.astype(np.int64), index.classes, self.protocol, self.name)
+        labels = index.labels.astype(np.int64)
+        return draw_splits(index.keys, labels, index.classes, self.protocol, self.name)
 
     def splits(self) -> Splits:
         """Return rows by role.
@@ -217,12 +247,14 @@ class Dataset(ABC):
             DatasetError: images cannot be read.
         """
         index = self.index()
-        size = self.image_options().get("store_size")
-        folder = self.home / "images" / f"{index.fingerprint[:24]}-{size or 'own'}"
+        size = self.image_options().get("store_size", DEFAULT_STORE_SIZE)
+        layout = f"{self.name}.{self.version}-{size}"
         return open_images(
-            folder,
-            len(index.keys),
-            self.decode,
+            self.home / "images" / f"{index.fingerprint[:16]}-{layout}",
+            self.decoder,
+            keys=index.keys,
+            labels=index.labels,
+            classes=index.classes,
             fingerprint=index.fingerprint,
             store_size=size,
         )
@@ -243,7 +275,7 @@ class Dataset(ABC):
 DATASETS: Registry[type[Dataset]] = Registry(
     "dataset",
     package="retrieval.datasets",
-    infrastructure={"base", "files"},
+    infrastructure={"base", "batches", "files"},
     group="asymbench.datasets",
 )
 
@@ -270,7 +302,10 @@ def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
     try:
         return cls(cls.Options(**options), home)
     except ValidationError as error:
-        raise explain_validation(error, cls.Options) from None
+        explained = explain_validation(error, cls.Options)
+        if explained.key == "root" and not explained.has_value:
+            explained.hint = f"where the images of {name!r} lie; {cls.obtain}"
+        raise explained from None
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from retrieval.augmentation import Augmentation
 from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex
 from retrieval.errors import DatasetError
+from retrieval.images import Decoder
 from retrieval.protocols import Protocol
 
 _SIDE = 8
@@ -52,11 +55,12 @@ class Digits(Dataset):
             fingerprint=hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest(),
         )
 
-    def decode(self, number: int) -> NDArray[np.uint8]:
-        """Return a scan as grey RGB, white ink on black."""
-        pixels = self._table[number, :-1].astype(np.float64).reshape(_SIDE, _SIDE)
-        grey = np.round(pixels * 255.0 / _WHITE).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    @contextmanager
+    def decoder(self) -> Iterator[Decoder]:
+        """Yield scans as grey RGB, white ink on black."""
+        pixels = self._table[:, :-1].reshape(-1, _SIDE, _SIDE, 1)
+        grey = np.round(pixels * (255.0 / _WHITE)).astype(np.uint8)
+        yield lambda number: np.repeat(grey[number], 3, axis=2)
 
     def default_protocol(self) -> Protocol:
         """30 queries a class; the rest is the gallery, of which 30 a class are for validation."""

@@ -1,110 +1,119 @@
-"""folder: any tree with one folder a class, or a zip of it."""
+"""folder: one's own images, a folder a class."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from retrieval.augmentation import Augmentation
-from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, DatasetOptions
-from retrieval.datasets.files import ImageFiles, list_images
-from retrieval.errors import DatasetError
-from retrieval.images import decode_bytes
+from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, RootedOptions
+from retrieval.datasets.files import Files, Tree, arrange, open_files, tree_decoder
+from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
 
-class FolderOptions(DatasetOptions):
-    """Where the images are.
+class FolderOptions(RootedOptions):
+    """Options of a folder of images.
 
     Attributes:
-        root: a folder with one folder a class (deeper levels belong to the class), or a zip of it.
-        store_size: side in px at which images of mixed sizes are kept.
+        root: a folder or a zip with CLASS/IMAGE inside, with or without train/ and test/ around.
+        store_size: shorter side of a stored image, in pixels.
+        duplicates: what to do with files of equal content: "refuse", "first" (keep the first of
+            them in the order of names), "keep" (all; copies may be on both sides of a split).
+        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
-    root: str = Field(min_length=1)
-    store_size: int | None = Field(None, ge=8, le=2048)
+    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
+    duplicates: Literal["refuse", "first", "keep"] = "refuse"
+    follow_links: bool = False
 
 
 @DATASETS.register("folder")
 class Folder(Dataset):
-    """Your own images, one folder a class; splits are drawn by class from a seed."""
+    """Images in a folder or a zip; the class is the folder that an image lies in.
+
+    Ten per cent of each class are queries, the rest is the gallery, of which ten per cent of the
+    class are validation queries; what remains is trained on. Classes may differ in size.
+    """
 
     Options = FolderOptions
     options: FolderOptions
-    what = "any folder (or zip) with one folder a class"
-    source = "your own"
-    licence = "your own"
-    obtain = "dataset: {folder: PATH}"
+    what = "your own images, one folder a class, or a zip of that"
+    source = "yours"
+    licence = "yours"
+    obtain = "give {folder: PATH}; PATH/CLASS/IMAGE, with or without train/ and test/ around CLASS"
 
     @cached_property
-    def files(self) -> ImageFiles:
-        """The image files."""
-        return list_images(Path(self.options.root).expanduser(), self.home / "datasets")
+    def _files(self) -> Files:
+        options = self.options
+        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
 
-    @staticmethod
-    def class_of(key: str) -> str | None:
-        """Return the class that an image's key says, its first folder; None where it has none."""
-        first, slash, _ = key.partition("/")
-        return first if slash else None
+    @cached_property
+    def _tree(self) -> Tree:
+        listing = self._files.listing()
+        if self.options.duplicates == "keep":
+            return arrange(self._files, listing)
+        tree = arrange(self._files, listing)
+        groups = list(_copies(self._files, tree))
+        if not groups:
+            return tree
+        labels = tree.index.labels
+        torn = [group for group in groups if len({int(labels[n]) for n in group}) > 1]
+        shown = torn or groups
+        first, second = (tree.paths[n] for n in _telling(shown[0], labels))
+        if torn or self.options.duplicates == "refuse":
+            where = "in two classes" if torn else "twice"
+            raise self._files.error(
+                f"{len(shown)} images are there {where} with equal content, "
+                f"the first: {first!r} and {second!r}",
+                key="duplicates" if not torn else "root",
+                hint="remove copies"
+                + ("" if torn else ", or set duplicates: first")
+                + ", or keep all with duplicates: keep",
+            )
+        dropped = {tree.paths[number] for group in groups for number in group[1:]}
+        kept = [n for n, path in enumerate(listing.paths) if path not in dropped]
+        ignored = {**listing.ignored, "a copy of another image": len(dropped)}
+        return arrange(self._files, replace(listing, ignored=ignored), keep=kept)
 
     def load_index(self) -> DatasetIndex:
-        """List the images by class.
+        """List the images in the order of their names."""
+        return self._tree.index
 
-        Raises:
-            DatasetError: images outside class folders, fewer than two classes, or an empty class.
-        """
-        files = self.files
-        keys = files.keys()
-        named = [self.class_of(key) for key in keys]
-        stray = [key for key, name in zip(keys, named, strict=True) if name is None]
-        if stray:
-            raise DatasetError(
-                f"{len(stray)} images are in no class folder, the first is {stray[0]!r}",
-                key="root",
-            )
-        classes = sorted(set(filter(None, named)))
-        self._refuse_empty(classes)
-        if len(classes) < 2:
-            raise DatasetError(
-                f"there is only one class, {classes[0]!r}; retrieval needs two or more", key="root"
-            )
-        number = {name: i for i, name in enumerate(classes)}
-        return DatasetIndex(
-            keys=keys,
-            labels=np.array([number[name] for name in named if name], dtype=np.int64),
-            classes=classes,
-            fingerprint=files.fingerprint(),
-        )
-
-    def _refuse_empty(self, classes: list[str]) -> None:
-        for folder in sorted(self.files.folders_below()):
-            name = folder.partition("/")[0]
-            if name not in classes:
-                raise DatasetError(
-                    f"class {name!r} has no image; add some or remove the folder", key="root"
-                )
-
-    def decode(self, number: int) -> NDArray[np.uint8]:
-        """Decode one file."""
-        return decode_bytes(self.files.read(number), self.files.entries[number].path)
-
-    def image_options(self) -> dict[str, Any]:
-        """Return the stored size, where it is given."""
-        return {"store_size": self.options.store_size}
+    def decoder(self) -> AbstractContextManager[Decoder]:
+        """Open the folder or zip."""
+        return tree_decoder(self._files, self._tree)
 
     def default_protocol(self) -> Protocol:
-        """A tenth of the smallest class as queries of each class, as many for validation."""
-        smallest = min(Counter(self.index().labels.tolist()).values())
-        quota = max(1, smallest // 10)
-        return Protocol(id=f"folder-{quota}", query_per_class=quota, validation_per_class=quota)
+        """Ten per cent query, ten per cent validation queries, the rest for training."""
+        return Protocol(id="folder-10", query_fraction=0.1, validation_fraction=0.1, uneven=True)
 
-    @property
-    def default_augmentation(self) -> Augmentation:
-        """Random resized crops and flips, as for natural images."""
-        return Augmentation(crop="random_resized", brightness=0.0, contrast=0.0)
+    def image_options(self) -> dict[str, Any]:
+        """Return the size of stored images."""
+        return {"store_size": self.options.store_size}
+
+
+def _copies(files: Files, tree: Tree) -> Iterator[list[int]]:
+    """Yield groups of images with equal content, as numbers in the tree."""
+    by_sum: dict[tuple[int, int], list[int]] = {}
+    for number, mark in enumerate(zip(tree.sizes, tree.crcs, strict=True)):
+        by_sum.setdefault(mark, []).append(number)
+    suspects = [group for group in by_sum.values() if len(group) > 1]
+    if not suspects:
+        return
+    with files.reader() as read:
+        for group in suspects:  # equal checksums are no proof
+            by_content: dict[bytes, list[int]] = {}
+            for number in group:
+                by_content.setdefault(read(tree.paths[number]), []).append(number)
+            yield from (same for same in by_content.values() if len(same) > 1)
+
+
+def _telling(group: list[int], labels: Any) -> tuple[int, int]:
+    """Return two images of a group, of different classes if there are."""
+    other = next((n for n in group if labels[n] != labels[group[0]]), group[1])
+    return group[0], other
