@@ -8,9 +8,12 @@ backbones with their costs. Networks are built in ``methods.networks``.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from retrieval.errors import InputError
+from retrieval.errors import InputError, UnknownNameError
 from retrieval.registry import Registry
 from retrieval.validation import explain_validation
 
@@ -105,9 +108,13 @@ def pinned(backbone: str) -> str:
         return backbone
     if name in BACKBONES:
         return f"{name}.{BACKBONES[name].tag}"
-    from methods.networks import default_tag  # imports timm: only for names outside the table
+    declared = _timm_declarations().get(name)
+    if declared is not None and declared.tags:
+        tag = declared.tags[0]
+    else:
+        from methods.networks import default_tag  # imports timm: only where its text is not enough
 
-    tag = default_tag(name)
+        tag = default_tag(name)
     return f"{name}.{tag}" if tag else name
 
 
@@ -118,11 +125,88 @@ def check_backbone(backbone: str) -> None:
         UnknownNameError: with the nearest names that timm has.
     """
     name, tag = _split(backbone)
+    if backbone == f"{name}.":
+        raise UnknownNameError("backbone", backbone, {name, *BACKBONES}, key="backbone")
     if name in BACKBONES and tag in ("", BACKBONES[name].tag):
         return
-    from methods.networks import check_timm_name  # imports timm: only for names outside the table
+    declared = _timm_declarations().get(name)
+    if declared is not None and (not tag or tag in declared.with_weights):
+        return
+    from methods.networks import check_timm_name  # imports timm: only to refuse, or for rare names
 
     check_timm_name(name, tag)
+
+
+# ---- timm's declarations, read as text: importing timm takes seconds, a plan may not ---------
+
+
+class _Declared(NamedTuple):
+    """What timm's source declares of a model.
+
+    Attributes:
+        tags: its pretrained tags, the default one first; empty where the text does not tell.
+        with_weights: the tags whose weights are published.
+    """
+
+    tags: list[str]
+    with_weights: frozenset[str]
+
+
+_MODEL = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
+_CONFIGS = re.compile(
+    r"^default_cfgs\b[^\n=]*=[ \t]*generate_default_cfgs\(\{\n(.*?)^\}\)", re.MULTILINE | re.DOTALL
+)
+_CONFIG = re.compile(r"""^[ \t]*['"](\w+)(?:\.([\w.-]+\*?))?['"][ \t]*:""", re.MULTILINE)
+_WEIGHTS = re.compile(
+    r"""(?:\b(?:hf_hub_id|url|file)[ \t]*=|['"](?:hf_hub_id|url|file)['"][ \t]*:)"""
+    r"""[ \t]*(?!['"]{2}|None)"""
+)
+
+
+@lru_cache(maxsize=1)
+def _timm_declarations() -> dict[str, _Declared]:
+    """Return model -> what the source of the installed timm declares of it.
+
+    Whoever is not in here may still be a model: a renamed one, or one declared in another way.
+    """
+    found = importlib.util.find_spec("timm")
+    folders = list(found.submodule_search_locations or ()) if found else []
+    table: dict[str, _Declared] = {}
+    for folder in folders:
+        for path in sorted((Path(folder) / "models").glob("*.py")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            configs = "".join(match[1] for match in _CONFIGS.finditer(text))
+            declared = _declared_tags(configs)
+            for match in _MODEL.finditer(text):
+                table[match[1]] = declared.get(match[1], _Declared([], frozenset()))
+    return table
+
+
+def _declared_tags(configs: str) -> dict[str, _Declared]:
+    """Return model -> tags, in the order that timm's ``generate_default_cfgs`` gives them."""
+    tags: dict[str, list[str]] = {}
+    weights: dict[str, set[str]] = {}
+    marked: set[str] = set()
+    keys = list(_CONFIG.finditer(configs))
+    ends = [key.start() for key in keys[1:]] + [len(configs)] * bool(keys)
+    for key, end in zip(keys, ends, strict=True):
+        body = re.sub(r"#[^\n]*", "", configs[key.end() : end])
+        name, tag = key[1], key[2] or ""
+        published = _WEIGHTS.search(body) is not None
+        known = tags.setdefault(name, [])
+        first = (published and not tag) or (tag.endswith("*") and name not in marked)
+        tag = tag.rstrip("*")
+        if first:
+            marked.add(name)
+        if first or (published and name not in weights):
+            known.insert(0, tag)
+        else:
+            known.append(tag)
+        if published:
+            weights.setdefault(name, set()).add(tag)
+    return {
+        name: _Declared(known, frozenset(weights.get(name, ()))) for name, known in tags.items()
+    }
 
 
 def check_weights(path: str) -> None:

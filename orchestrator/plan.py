@@ -32,6 +32,7 @@ from retrieval.errors import InputError
 from retrieval.validation import explain_validation
 from search_spaces.grid import expand, varied
 
+Side = Literal["query", "gallery"]
 StageKind = Literal["centers", "gallery", "recording", "query", "joint", "metrics"]
 KINDS: tuple[StageKind, ...] = ("centers", "gallery", "recording", "query", "joint", "metrics")
 
@@ -105,11 +106,19 @@ class Trial:
 
 @dataclass
 class Plan:
-    """All trials of a study and the distinct stages they are made of, inputs before users."""
+    """All trials of a study and the distinct stages they are made of, inputs before users.
+
+    Attributes:
+        study: the study's name.
+        trials: in the order of the study.
+        stages: id -> stage.
+        datasets: opened and split; their images are not decoded.
+    """
 
     study: str
     trials: list[Trial] = field(default_factory=list)
     stages: dict[str, Stage] = field(default_factory=dict)
+    datasets: list[Dataset] = field(default_factory=list)
     _known: set[str] = field(default_factory=set, repr=False)
 
     def add(self, trial: Trial) -> None:
@@ -154,19 +163,25 @@ def build_plan(study: Study, *, folder: Path, home: Path) -> Plan:
         InputError: a name, option or combination is wrong; ``key`` is the study's key.
     """
     plan = Plan(study=study.study)
+    for kind in KINDS:  # also of kinds that this study does not have: a wrong request stays wrong
+        _request(study, kind)
     datasets = _datasets(study, folder, home)
+    plan.datasets = [dataset for _, dataset in datasets]
     pairs = _pairs(study, folder)
-    for data_key, given, dataset in datasets:
+    settings = _settings(study)
+    for given, dataset in datasets:
         augmentation = _augmentation(study, dataset)
+        built = [
+            (_build(method, params, bits, dataset, study), setting)
+            for method, params, setting in settings
+            for bits in study.bits
+        ]
         for pair in pairs:
-            for method, params, setting in _settings(study):
-                for bits in study.bits:
-                    built = _build(method, params, bits, dataset, study, data_key)
-                    for seed in study.seeds:
-                        cell = _Cell(
-                            study, dataset, given, augmentation, pair, built, setting, bits, seed
-                        )
-                        cell.add_to(plan)
+            for method, setting in built:
+                for seed in study.seeds:
+                    _Cell(study, dataset, given, augmentation, pair, method, setting, seed).add_to(
+                        plan
+                    )
     order = {kind: place for place, kind in enumerate(KINDS)}
     plan.stages = dict(sorted(plan.stages.items(), key=lambda item: order[item[1].kind]))
     return plan
@@ -183,7 +198,7 @@ def resolve(path: str, folder: Path) -> str:
 
 def _datasets(
     study: Study, folder: Path, home: Path
-) -> list[tuple[str, str | dict[str, Any], Dataset]]:
+) -> list[tuple[str | dict[str, Any], Dataset]]:
     opened = []
     for index, given in enumerate(study.datasets):
         key = f"datasets.{index}"
@@ -192,18 +207,29 @@ def _datasets(
             for option in ("root", "folder"):
                 if isinstance(given.get(option), str):
                     given[option] = resolve(given[option], folder)
-            protocol = given.get("protocol")
-            if isinstance(protocol, dict) and isinstance(protocol.get("split_file"), str):
+            protocol = given.get("protocol", {})
+            if not isinstance(protocol, dict):
+                raise InputError(
+                    "must be a mapping of keys to values", key=f"{key}.protocol", value=protocol
+                )
+            if isinstance(protocol.get("split_file"), str):
                 file = resolve(protocol["split_file"], folder)
                 given["protocol"] = {**protocol, "split_file": file}
         try:
             dataset = open_dataset(given, home=home)
             dataset.identity()
+            dataset.splits()
+            if not dataset.label.isprintable():
+                raise InputError("must be printable text", key="label", value=dataset.label)
         except InputError as error:
             raise error.located(prefix=key) from None
-        opened.append((key, given, dataset))
-    _refuse_repeats("datasets", [dataset.label for _, _, dataset in opened], "label")
+        opened.append((given, dataset))
+    _refuse_repeats("datasets", [dataset.label for _, dataset in opened], "label")
     return opened
+
+
+_LONGEST_NAME = 200
+"""Characters of a pair's name: two names of timm with their tags fit."""
 
 
 def _pairs(study: Study, folder: Path) -> list[PairSpec]:
@@ -217,6 +243,11 @@ def _pairs(study: Study, folder: Path) -> list[PairSpec]:
                     spec.check()
                 except InputError as error:
                     raise error.located(prefix=side) from None
+            if len(pair.name) > _LONGEST_NAME:
+                raise InputError(
+                    f"must have at most {_LONGEST_NAME} characters, this has {len(pair.name)}",
+                    key="name",
+                )
         except InputError as error:
             raise error.located(prefix=key) from None
         pairs.append(pair)
@@ -230,8 +261,16 @@ def _pair(given: Mapping[str, Any], folder: Path) -> PairSpec:
         value = data.get(side)
         if isinstance(value, str):
             data[side] = {"backbone": value}
-        elif isinstance(value, dict) and isinstance(value.get("weights"), str):
+        elif value is not None and not isinstance(value, dict):
+            raise InputError(
+                "must be a backbone's name, or a mapping with 'backbone'", key=side, value=value
+            )
+        elif value and isinstance(value.get("weights"), str):
+            if not value["weights"]:
+                raise InputError("must be a path, this is empty", key=f"{side}.weights")
             data[side] = {**value, "weights": resolve(value["weights"], folder)}
+        elif value is None:
+            data.pop(side, None)  # `query:` with nothing behind it is a missing side
     try:
         return PairSpec(**data)
     except ValidationError as error:
@@ -253,9 +292,10 @@ def _augmentation(study: Study, dataset: Dataset) -> Augmentation:
     try:
         return Augmentation(**{**base, **study.train.augmentation})
     except ValidationError as error:
-        raise explain_validation(error, Augmentation).located(
-            prefix="train.augmentation"
-        ) from None
+        explained = explain_validation(error, Augmentation)
+        if not explained.key:  # a rule about several fields: show those given, not the defaults
+            explained.value = study.train.augmentation
+        raise explained.located(prefix="train.augmentation") from None
 
 
 def _settings(study: Study) -> list[tuple[str, dict[str, Any], str]]:
@@ -274,7 +314,7 @@ def _settings(study: Study) -> list[tuple[str, dict[str, Any], str]]:
 
 
 def _build(
-    name: str, params: dict[str, Any], bits: int, dataset: Dataset, study: Study, data_key: str
+    name: str, params: dict[str, Any], bits: int, dataset: Dataset, study: Study
 ) -> HashMethod:
     index = dataset.index()
     n_train = len(dataset.splits().train)
@@ -302,17 +342,37 @@ def _build(
             raise InputError(
                 f"method {name!r} trains both sides in the same steps: {shared} must be equal, "
                 f"query has {getattr(query, shared)} and gallery {getattr(gallery, shared)}",
-                key=f"train.query.{shared}",
+                key=_train_key(study, shared, "query", "gallery"),
             )
-    for side in (query, gallery):
-        if n_train < side.batch_size:
+    sides: tuple[Side, ...] = ("query", "gallery")
+    for side in sides:
+        batch_size = study.train.side(side).batch_size
+        if n_train < batch_size:
             raise InputError(
-                f"the training split of {dataset.name!r} has {n_train} images, "
-                f"which is less than one batch",
-                key="train.batch_size",
-                value=side.batch_size,
+                f"the training split of {dataset.label!r} has {n_train} images, which is less "
+                "than one batch",
+                key=_train_key(study, "batch_size", side),
+                value=batch_size,
             )
     return method
+
+
+def _train_key(study: Study, field: str, *sides: Side) -> str:
+    """Return the key under which the study gives a field of the recipe for one of the sides."""
+    for side in sides:
+        if field in getattr(study.train, side):
+            return f"train.{side}.{field}"
+    return f"train.{field}"
+
+
+def _request(study: Study, kind: StageKind) -> Request | None:
+    asked: Resources | None = getattr(study.resources, kind)
+    if asked is None:
+        return None
+    try:
+        return Request(cpus=asked.cpus, gpus=asked.gpus)
+    except ResourceError as error:
+        raise InputError(str(error), key=f"resources.{kind}") from None
 
 
 @dataclass
@@ -326,8 +386,11 @@ class _Cell:
     pair: PairSpec
     method: HashMethod
     setting: str
-    bits: int
     seed: int
+
+    @property
+    def bits(self) -> int:
+        return self.method.task.bits
 
     def add_to(self, plan: Plan) -> None:
         study, method = self.study, self.method
@@ -559,7 +622,7 @@ class _Cell:
                 identity=identity,
                 inputs=dict(inputs),
                 setup=setup,
-                request=self._request(kind),
+                request=_request(self.study, kind),
                 label=self._label(kind),
                 images=images,
             )
@@ -574,12 +637,3 @@ class _Cell:
             return f"centers {teacher} · {where}"
         method = f"{self.method.name} {self.setting}".strip()
         return f"{kind} {method} · {self.pair.name} · {where}"
-
-    def _request(self, kind: StageKind) -> Request | None:
-        asked: Resources | None = getattr(self.study.resources, kind)
-        if asked is None:
-            return None
-        try:
-            return Request(cpus=asked.cpus, gpus=asked.gpus)
-        except ResourceError as error:
-            raise InputError(str(error), key=f"resources.{kind}") from None

@@ -90,10 +90,11 @@ class Evaluation(_Strict):
 
     at: Literal["all"] | int | None = None
 
-    @field_validator("at")
+    @field_validator("at", mode="before")  # before the union, which would name one arm's rule only
     @classmethod
-    def _positive(cls, value: int | str | None) -> int | str | None:
-        if isinstance(value, int) and value < 1:
+    def _positive(cls, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (value is None or value == "all" or (whole and value >= 1)):
             raise ValueError("must be 'all' or a whole number of at least 1")
         return value
 
@@ -146,7 +147,7 @@ class Study(_Strict):
     def _name(cls, value: str) -> str:
         if not NAME.fullmatch(value):
             raise ValueError(
-                "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+                "must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
             )
         return value
 
@@ -185,6 +186,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, list | dict):
                 continue
@@ -215,12 +218,17 @@ class Source:
     def locate(self, key: str | None) -> str:
         """Return ``file:line`` of the key or of its nearest ancestor that the file has."""
         parts = (key or "").split(".")
-        while parts:
-            line = self.lines.get(".".join(parts))
-            if line is not None:
-                return f"{self.where}:{line}"
-            parts.pop()
-        return self.where
+        spellings = [parts]
+        for alias, name in _ALIASES.items():
+            if parts[0] == name:  # `pair: {...}` stands for `pairs: [{...}]`: it has no index
+                spellings += [[alias, *parts[2:]], [name, *parts[2:]]]
+        found = [
+            (n, self.lines[".".join(path[:n])])
+            for path in spellings
+            for n in range(1, len(path) + 1)
+            if ".".join(path[:n]) in self.lines
+        ]
+        return f"{self.where}:{max(found)[1]}" if found else self.where
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, int]]:
@@ -229,32 +237,49 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, int]]:
     Raises:
         InputError: the text is no YAML; the message has the line.
     """
+    lines: dict[str, int] = {}
     try:
         loader = _Loader(text)
         node = loader.get_single_node()  # type: ignore[no-untyped-call]
         value = loader.construct_document(node) if node else None  # type: ignore[no-untyped-call]
+        _note_lines(node, "", lines, where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"not valid YAML: {error.problem}", where=f"{where}{line}") from None
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {error}", where=where) from None
-    lines: dict[str, int] = {}
-
-    def walk(node: yaml.Node | None, path: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, child in node.value:
-                name = f"{path}.{key.value}" if path else str(key.value)
-                lines[name] = key.start_mark.line + 1
-                walk(child, name)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, child in enumerate(node.value):
-                name = f"{path}.{index}" if path else str(index)
-                lines[name] = child.start_mark.line + 1
-                walk(child, name)
-
-    walk(node, "")
+    except RecursionError:
+        raise InputError("nested too deeply, or an alias of itself", where=where) from None
+    except ValueError as error:  # a date with a month of 13, a number of 5,000 digits
+        raise InputError(f"not valid YAML: {error}", where=where) from None
     return value, lines
+
+
+def _note_lines(node: yaml.Node | None, path: str, lines: dict[str, int], where: str) -> None:
+    """Put the line of every dotted key below ``node`` into ``lines``."""
+    if isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            name = f"{path}.{key.value}" if path else str(key.value)
+            lines[name] = key.start_mark.line + 1
+            _note_lines(child, name, lines, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            name = f"{path}.{index}" if path else str(index)
+            lines[name] = child.start_mark.line + 1
+            _note_lines(child, name, lines, where)
+    elif isinstance(node, yaml.ScalarNode) and not _is_text(node.value):
+        line = node.start_mark.line + 1
+        raise InputError("half of a surrogate pair is no text", where=f"{where}:{line}", key=path)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be written to a file at all."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def apply_override(raw: dict[str, Any], assignment: str) -> str:
@@ -270,6 +295,12 @@ def apply_override(raw: dict[str, Any], assignment: str) -> str:
         raise InputError("write --set key=value", key="--set", value=assignment)
     value, _ = parse_yaml(text, f"--set {key}")
     parts = key.split(".")
+    if not all(parts):
+        raise InputError(
+            "a part of the key is empty; write it as in train.query.epochs",
+            key="--set",
+            value=assignment,
+        )
     target: Any = raw
     for part in parts[:-1]:
         if isinstance(target, list):
@@ -291,7 +322,7 @@ def apply_override(raw: dict[str, Any], assignment: str) -> str:
 
 
 def _item(values: list[Any], part: str, key: str) -> Any:
-    if not part.isdigit() or int(part) >= len(values):
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
         raise InputError(
             f"{part!r} is no place in a list of {len(values)}; count from 0", key=f"--set {key}"
         )
@@ -328,17 +359,25 @@ def load_study(
 
 def _validate(raw: dict[str, Any], folder: Path) -> Study:
     data = dict(raw)
+    _text_keys(data, "")
     for alias, name in _ALIASES.items():
         if alias in data:
             if name in data:
                 raise InputError(f"give {alias!r} or {name!r}, not both", key=alias)
             value = data.pop(alias)
-            data[name] = value if alias == "method" and isinstance(value, dict) else [value]
+            if value is None:
+                raise InputError("nothing is given", key=alias)
+            whole = alias == "method" and isinstance(value, dict)
+            data[name] = value if whole or isinstance(value, list) else [value]
     for name in ("bits", "seeds"):
         if isinstance(data.get(name), int) and not isinstance(data.get(name), bool):
             data[name] = [data[name]]
-    if isinstance(data.get("datasets"), str | dict):
-        data["datasets"] = [data["datasets"]]
+    for name in ("datasets", "pairs", "methods"):
+        if isinstance(data.get(name), str) or (
+            name != "methods" and isinstance(data.get(name), dict)
+        ):
+            data[name] = [data[name]]
+    _check_shapes(data)
     train = data.get("train")
     if isinstance(train, dict):
         data["train"] = _split_recipe(train)
@@ -346,11 +385,102 @@ def _validate(raw: dict[str, Any], folder: Path) -> Study:
         study = Study(**data)
     except ValidationError as error:
         raise explain_validation(error, Study) from None
-    except TypeError:
-        raise InputError("every key of a study must be text") from None
     for side in ("query", "gallery"):
         _check_recipe({**study.train.recipe, **getattr(study.train, side)}, side, study)
     return study
+
+
+def _text_keys(value: Any, path: str) -> None:
+    """Refuse keys that YAML reads as numbers, dates or nothing: no key of a study is such."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"every key must be text, {key!r} is not", key=path or None)
+            _text_keys(child, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            _text_keys(child, f"{path}.{index}" if path else str(index))
+
+
+_MAPPINGS = ("train", "evaluate", "resources", "tracking")
+_LISTS = {
+    "datasets": "names of datasets, or mappings with 'name' (or 'folder') and options",
+    "pairs": "names of pairs, or mappings with 'query' and 'gallery'",
+    "methods": "names of methods, or a mapping of names to hyperparameters",
+    "bits": "whole numbers from 1 to 1024",
+    "seeds": "whole numbers of at least 0",
+}
+
+
+def _check_shapes(data: dict[str, Any]) -> None:
+    """Refuse what is no list or mapping where one is needed, in the study's own words.
+
+    A model's complaint about a union names the first of its arms, which may not be what was meant.
+    """
+
+    def refuse(key: str, wanted: str, value: Any) -> InputError:
+        if value is None or value in ([], {}):
+            hint = "give a value, or leave out a key that may be left out"
+            return InputError(f"nothing is given; it must be {wanted}", key=key, hint=hint)
+        return InputError(f"must be {wanted}", key=key, value=value)
+
+    def mapping(key: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise refuse(key, "a mapping of keys to values", value)
+
+    for name, items in _LISTS.items():
+        if name not in data:
+            continue
+        value = data[name]
+        if not value or not isinstance(value, list | dict if name == "methods" else list):
+            raise refuse(name, f"a list: {items}", value)
+    for name in _MAPPINGS:
+        if name in data:
+            mapping(name, data[name])
+    for index, item in enumerate(data.get("datasets", [])):
+        if not isinstance(item, str | dict):
+            raise InputError(
+                "must be the name of a dataset, or a mapping with 'name' or 'folder'",
+                key=f"datasets.{index}",
+                value=item,
+            )
+    for index, item in enumerate(data.get("pairs", [])):
+        if not isinstance(item, str | dict):
+            raise InputError(
+                "must be the name of a pair, or a mapping with 'query' and 'gallery'",
+                key=f"pairs.{index}",
+                value=item,
+            )
+    _check_methods(data.get("methods", []))
+    for side in ("query", "gallery", "augmentation"):
+        if side in data.get("train", {}):
+            mapping(f"train.{side}", data["train"][side])
+    for kind, value in data.get("resources", {}).items():
+        if kind != "device" and value is not None:
+            mapping(f"resources.{kind}", value)
+
+
+def _check_methods(methods: Any) -> None:
+    if isinstance(methods, dict):
+        for name, params in methods.items():
+            if params is not None and not isinstance(params, dict):
+                raise InputError(
+                    "must be a mapping of hyperparameters to values; {} or nothing takes the "
+                    "defaults",
+                    key=f"methods.{name}",
+                    value=params,
+                )
+        return
+    for index, name in enumerate(methods):
+        if not isinstance(name, str):
+            raise InputError(
+                "a list of methods holds names alone",
+                key=f"methods.{index}",
+                value=name,
+                hint="to set hyperparameters write a mapping, methods: {csch: {gamma: 10.0}}",
+            )
+        if name in methods[:index]:
+            raise InputError(f"{name!r} is there twice", key=f"methods.{index}")
 
 
 def _split_recipe(train: dict[str, Any]) -> dict[str, Any]:
