@@ -19,7 +19,7 @@ quickstart: $(STAMP)
 	$(BIN)/asymbench run quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: lint types contract
 
@@ -38,8 +38,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/evaluation.py
-	$(BIN)/python benchmarks/sharing.py
+	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.sharing
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -19,15 +19,17 @@ _SOCKET_PATH_LIMIT = 107
 _RAY_SUFFIX = 64
 
 ENVIRONMENT = {
-    # Tune writes result.json, progress.csv and TensorBoard files for every trial; the store has it.
+    # Tune would write result.json, progress.csv and TensorBoard files; the store has all of it.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A custom searcher may otherwise have one pending trial: a big one would hold back small ones.
+    # A custom searcher may have one pending trial by default; a big one holds back small ones.
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
     # A stopped trial's thread may take longer than 2 s to unwind before its actor is reused.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     # The experiment's snapshot is never read: what is resumed from is the stage store.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Tune's newer output prints a banner at every verbosity; the older is silent at 0.
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # With 0 GPUs a worker would otherwise see all of them.
@@ -102,8 +104,8 @@ def short_path(folder: Path) -> Path:
 def quiet_raylet() -> None:
     """Keep the raylet's post-mortem logs off the terminal; they stay in Ray's own files.
 
-    Ray prints them in spite of ``log_to_driver=False``. What happened to a stage is reported by the
-    run itself.
+    Ray prints them in spite of ``log_to_driver=False``. What happened to a stage is reported by
+    the run itself.
     """
     import ray._private.worker as worker
 

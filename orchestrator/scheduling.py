@@ -234,8 +234,8 @@ def _reporter(stage: Stage, listeners: list[Listener]) -> Callable[[dict[str, An
 def stage_trainable(config: dict[str, Any]) -> None:
     """Run one stage inside a Tune trial; its failure is a report, not an exception.
 
-    An exception would make Tune print it and retry; a stage that fails in its own code fails again.
-    A worker that dies is another matter, and is retried by Tune.
+    An exception would make Tune print it and retry; a stage that fails in its own code fails
+    again. A worker that dies is another matter, and is retried by Tune.
     """
     from ray import tune
 
@@ -265,7 +265,7 @@ def _requests(board: Board, options: Options, capacity: Capacity) -> dict[str, R
         gpus = capacity.gpus if options.device != "cpu" else 0.0
         fallback = default_request(stage.kind, threads=options.threads, gpus=gpus)
         if stage.request is None and fallback.cpus > capacity.cpus:
-            # More threads than cores is slow but right: the threads belong to the trial's identity.
+            # More threads than cores is slow but right: threads belong to a trial's identity.
             fallback = Request(cpus=capacity.cpus, gpus=fallback.gpus)
         requests[stage_id] = stage.request or fallback
     try:

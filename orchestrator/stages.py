@@ -285,7 +285,6 @@ class _Runner:
             images += report.images
             seconds += report.seconds
             self.history.append({"epoch": report.epoch, **report.metrics})
-            self._report_epoch(report, epochs)
             if trainer.epoch < epochs and checkpoints.due():
                 spent = time.perf_counter() - self._started + self.earlier_seconds
                 notes = {
@@ -295,6 +294,7 @@ class _Runner:
                     "training_seconds": seconds,
                 }
                 checkpoints.save(trainer.epoch, trainer.tensors(), notes)
+            self._report_epoch(report, epochs)  # after the checkpoint: what is told is kept
         write_json(self.folder / "history.json", self.history)
         return {
             "training_seconds": round(seconds, 3),
