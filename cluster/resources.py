@@ -25,7 +25,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.cpus < 0 or self.gpus < 0:
-            raise ResourceError(f"resources cannot be negative, got {self.cpus=} {self.gpus=}")
+            raise ResourceError(
+                f"resources cannot be negative, got {self.cpus:g} cpus and {self.gpus:g} gpus"
+            )
         if self.cpus == 0 and self.gpus == 0:
             raise ResourceError("a stage needs some cpus or gpus, got 0 of both")
         if self.gpus > 1 and self.gpus != int(self.gpus):

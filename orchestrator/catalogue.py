@@ -85,7 +85,7 @@ def _pairs() -> list[dict[str, Any]]:
 def _studies() -> list[dict[str, Any]]:
     found = []
     for name, path in presets().items():
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         found.append(
             {
                 "name": name,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.errors import InputError, nearest
+from orchestrator.errors import StoreCorrupt
+from retrieval.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from orchestrator.session import Session
 
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -24,11 +31,22 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            close = nearest(args[0], self.list_commands(ctx)) if args else []
-            if close:
-                error.message += f" Did you mean {close[0]!r}?"
-            raise
+        except click.UsageError:
+            known = self.list_commands(ctx)
+            raise UnknownNameError("command", args[0] if args else "", known) from None
+
+
+class _Choice(click.Choice[str]):
+    """A choice that suggests the nearest name."""
+
+    def __init__(self, what: str, names: list[str]) -> None:
+        super().__init__(names)
+        self.what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.choices:
+            raise UnknownNameError(self.what, str(value), self.choices)
+        return value
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,6 +69,62 @@ _set = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+def _open(study: str, overrides: tuple[str, ...], *, ran: bool = False) -> Session:
+    """Open a study; what cannot even be looked up is refused here.
+
+    Raises:
+        InputError: the study is wrong, cannot be found, or ASYMBENCH_HOME cannot be a folder.
+    """
+    from orchestrator.session import home_folder, open_session
+
+    _check_home(home_folder())
+    try:
+        path = Path(study).expanduser()
+        is_folder = path.is_dir()
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"no name of a study: {reason}", key="STUDY", value=study[:80]) from None
+    try:
+        return open_session(study, overrides, ran=ran)
+    except InputError as error:
+        if error.key == "STUDY" and is_folder:
+            raise InputError(
+                "this is a folder; name the YAML file in it", key="STUDY", value=study
+            ) from None
+        raise
+
+
+def _check_home(home: Path) -> None:
+    """Refuse a home that is no folder and cannot become one, before anything is read or made."""
+    existing = home
+    try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        usable = existing.is_dir() and os.access(existing, os.R_OK | os.X_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"everything that a run writes lies in this folder, but {existing} is no folder that "
+            "can be opened",
+            key="ASYMBENCH_HOME",
+            value=str(home),
+        )
+
+
+def _check_output(output: str | None) -> Path | None:
+    """Return the file to write to, before anything is computed for it."""
+    if output is None:
+        return None
+    path = Path(output).expanduser()
+    if not path.name or path.is_dir():
+        raise InputError("must name a file", key="--output", value=output)
+    if not path.parent.is_dir():
+        raise InputError("there is no such folder to write into", key="--output", value=output)
+    return path
+
+
 def _echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
@@ -65,7 +139,7 @@ def _table(header: list[str], body: list[list[Any]]) -> str:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["methods", "datasets", "pairs", "studies"]))
+@click.argument("what", type=_Choice("list", ["methods", "datasets", "pairs", "studies"]))
 @_json
 def list_(what: str, as_json: bool) -> None:
     """List the methods, datasets, pairs or shipped studies."""
@@ -98,14 +172,17 @@ def _short(value: Any) -> str:
 def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) -> None:
     """Show what a run would do: trials, stages, what is shared and done. Trains nothing."""
     from orchestrator.progress import duration
-    from orchestrator.session import open_session, summarize
+    from orchestrator.report import plural
+    from orchestrator.session import summarize
 
-    summary = summarize(open_session(study, overrides))
+    summary = summarize(_open(study, overrides))
     if as_json:
         _echo_json(summary)
         return
-    click.echo(f"study {summary['study']}: {summary['trials']} trials", nl=False)
-    click.echo(f", {summary['trials_done']} done, {summary['stages_to_run']} stages to run")
+    click.echo(
+        f"study {summary['study']}: {plural(summary['trials'], 'trial')}, "
+        f"{summary['trials_done']} done, {plural(summary['stages_to_run'], 'stage')} to run"
+    )
     body = [
         [
             kind,
@@ -123,7 +200,8 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
     click.echo(
         f"estimated work {duration(summary['seconds_to_run'])}, longest chain "
         f"{duration(summary['seconds_longest_chain'])}; sharing saves "
-        f"{duration(summary['seconds_saved_by_sharing'])}; {summary['threads']} CPU threads a stage"
+        f"{duration(summary['seconds_saved_by_sharing'])}; "
+        f"{plural(summary['threads'], 'CPU thread')} a stage"
     )
     if trials:
         body = [
@@ -147,7 +225,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
 @_json
 @click.option(
     "--executor",
-    type=click.Choice(["ray", "inline"]),
+    type=_Choice("executor", ["ray", "inline"]),
     default="ray",
     show_default=True,
     help="Ray Tune, or this process, one stage at a time (to debug a method).",
@@ -158,21 +236,22 @@ def run(
 ) -> None:
     """Run what is missing of a study, then print its table. Stop it at any time and run again."""
     from orchestrator import report as reporting
-    from orchestrator.session import open_session
+    from orchestrator.report import plural
     from orchestrator.session import run as run_session
 
-    session = open_session(study, overrides)
+    session = _open(study, overrides)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _decode_images(session)
         result = run_session(session, executor=executor, cpus=cpus)
     except KeyboardInterrupt:
-        again = " ".join(["asymbench run", study, *(f"--set {o!r}" for o in overrides)])
+        again = shlex.join(["asymbench", "run", study, *(f"--set={o}" for o in overrides)])
         click.echo(f"\ninterrupted; what is finished is kept. To go on: {again}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     text = reporting.to_json if as_json else reporting.to_text
     click.echo(text(session.plan, session.store), nl=False)
     click.echo(result.sharing.text(), err=True)
-    click.echo(f"{result.ran} stages were run now", err=True)
+    click.echo(f"stages that were run now: {result.ran}", err=True)
     for line in result.tracking[:5]:
         click.echo(f"not mirrored to MLflow: {line}", err=True)
     if result.tracking:
@@ -183,8 +262,26 @@ def run(
             f"compare in MLflow: mlflow ui --backend-store-uri sqlite:///{database}", err=True
         )
     if result.failed:
-        click.echo(f"{result.failed} trials failed; `asymbench status` has the reasons", err=True)
+        click.echo(
+            f"{plural(result.failed, 'trial')} failed; `asymbench status` has the reasons",
+            err=True,
+        )
         raise SystemExit(EXIT_FAILED)
+
+
+def _decode_images(session: Session) -> None:
+    """Decode the images of datasets that are still needed, so that a damaged one is refused now.
+
+    Raises:
+        DatasetError: images cannot be read; the first ones are named.
+    """
+    if all(session.store.is_done(trial.id) for trial in session.plan.trials):
+        return
+    for dataset in session.plan.datasets:
+        try:
+            dataset.images()
+        except InputError as error:
+            raise error.located(where=session.source.where, prefix="datasets") from None
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -198,10 +295,9 @@ def _interrupt(signum: int, frame: object) -> None:
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show which trials are done, running, waiting or failed, and why."""
     from orchestrator.progress import describe
-    from orchestrator.session import open_session
     from orchestrator.session import status as study_status
 
-    found = study_status(open_session(study, overrides, ran=True))
+    found = study_status(_open(study, overrides, ran=True))
     if as_json:
         _echo_json(found)
         return
@@ -220,28 +316,26 @@ def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "md", "csv", "json"]),
+    type=_Choice("format", ["text", "md", "csv", "json"]),
     default="text",
     show_default=True,
     help="Tables as text or Markdown; one row a trial as CSV or JSON.",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to a file.")
+@click.option("-o", "--output", help="Write to a file.")
 def report(
     study: str, overrides: tuple[str, ...], as_json: bool, form: str, output: str | None
 ) -> None:
     """Print a study's table from the store. Trains nothing; missing trials show as '-'."""
-    from pathlib import Path
-
     from orchestrator.report import FORMATS
-    from orchestrator.session import open_session
     from orchestrator.store import write_atomic
 
-    session = open_session(study, overrides, ran=True)
+    path = _check_output(output)
+    session = _open(study, overrides, ran=True)
     text = FORMATS["json" if as_json else form](session.plan, session.store)
-    if output is None:
+    if path is None:
         click.echo(text, nl=False)
     else:
-        write_atomic(Path(output), text.encode())
+        write_atomic(path, text.encode())
 
 
 @cli.command()
@@ -264,7 +358,10 @@ def evaluate(
     """Score codes by Hamming ranking: exact, tie-aware mAP and the rest."""
     from retrieval.evaluation import evaluate_files
 
-    cutoff: int | str = int(at) if at.lstrip("-").isdigit() else at
+    try:
+        cutoff: int | str = int(at)
+    except ValueError:
+        cutoff = at
     scored = evaluate_files(
         query_codes, gallery_codes, query_labels, gallery_labels, bits=bits, at=cutoff
     )
@@ -286,15 +383,26 @@ def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
     return flat
 
 
+_USERS = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
+_USERS_NUMBERS = {errno.ENAMETOOLONG, errno.EROFS, errno.EISDIR, errno.ELOOP}
+
+
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; turn what went wrong into one message and an exit code."""
     try:
         command()
-    except InputError as error:
-        click.echo(f"asymbench: {error}", err=True)
+    except (InputError, StoreCorrupt) as error:
+        _complain(str(error))
+        return EXIT_INPUT
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_INPUT
+    except click.UsageError as error:
+        hint = f"\n    see: {error.ctx.command_path} --help" if error.ctx else ""
+        _complain(f"{error.format_message()}{hint}")
         return EXIT_INPUT
     except click.ClickException as error:
-        error.show()
+        _complain(error.format_message())
         return EXIT_INPUT
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted", err=True)
@@ -304,17 +412,26 @@ def guarded(command: Callable[[], Any]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
-    except PermissionError as error:
-        click.echo(f"asymbench: {error.filename}: {error.strerror}", err=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _complain(f"{error.filename or 'disk'}: no space left; free some and run again")
+            return EXIT_FAILED
+        if not isinstance(error, _USERS) and error.errno not in _USERS_NUMBERS:
+            raise
+        _complain(f"{error.filename}: {error.strerror}")
         return EXIT_INPUT
     except SystemExit as error:
-        return int(error.code or 0)
+        return error.code if isinstance(error.code, int) else EXIT_DONE
     return EXIT_DONE
+
+
+def _complain(message: str) -> None:
+    click.echo(f"asymbench: {message}", err=True)
 
 
 def main() -> None:
     """Entry point of the ``asymbench`` command."""
-    raise SystemExit(guarded(lambda: cli(standalone_mode=False)))
+    raise SystemExit(guarded(lambda: cli(prog_name="asymbench", standalone_mode=False)))
 
 
 if __name__ == "__main__":

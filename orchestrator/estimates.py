@@ -1,7 +1,8 @@
-"""How long stages take: measured where this home has run their like, else from operation counts."""
+"""How long stages take: as measured in this home, else guessed from operation counts."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from orchestrator.plan import Plan, Stage
 from orchestrator.store import Manifest, read_json, write_json
 
 _GMACS_PER_SECOND = 15.0
-"""Multiply-adds per second of one CPU thread, in 10^9: a first guess before anything is measured."""
+"""10^9 multiply-adds per second of one CPU thread: a guess before anything is measured."""
 
 _TRAINING_FACTOR = 3.0
 """A training step costs about three forward passes."""
@@ -35,7 +36,7 @@ class Estimator:
         """Return what this home has measured; nothing yet is fine."""
         raw = read_json(home / "rates.json")
         rates = raw if isinstance(raw, dict) else {}
-        return cls({str(k): float(v) for k, v in rates.items() if isinstance(v, int | float)})
+        return cls({str(k): float(v) for k, v in rates.items() if _is_rate(v)})
 
     def save(self, home: Path) -> None:
         """Keep the measurements for the next plan."""
@@ -55,8 +56,8 @@ class Estimator:
     def learn(self, stage: Stage, manifest: Manifest) -> None:
         """Take a finished stage's measured time into account."""
         passes, seconds = _weighted(stage), manifest.cost.get("seconds")
-        if passes > 0 and isinstance(seconds, int | float):
-            rate = seconds / passes
+        if passes > 0 and _is_rate(seconds):
+            rate = float(seconds or 0.0) / passes
             known = self.rates.get(_key(stage))
             self.rates[_key(stage)] = rate if known is None else 0.5 * (known + rate)
 
@@ -67,6 +68,11 @@ class Estimator:
             behind = max((chain[user] for user in plan.users[stage_id]), default=0.0)
             chain[stage_id] = self.seconds(stage) + behind
         return chain
+
+
+def _is_rate(value: Any) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and math.isfinite(value) and value > 0
 
 
 def _weighted(stage: Stage) -> float:

@@ -33,6 +33,7 @@ from retrieval.validation import explain_validation
 from search_spaces.grid import expand, varied
 
 Side = Literal["query", "gallery"]
+SIDES: tuple[Side, Side] = ("query", "gallery")
 StageKind = Literal["centers", "gallery", "recording", "query", "joint", "metrics"]
 KINDS: tuple[StageKind, ...] = ("centers", "gallery", "recording", "query", "joint", "metrics")
 
@@ -344,8 +345,7 @@ def _build(
                 f"query has {getattr(query, shared)} and gallery {getattr(gallery, shared)}",
                 key=_train_key(study, shared, "query", "gallery"),
             )
-    sides: tuple[Side, ...] = ("query", "gallery")
-    for side in sides:
+    for side in SIDES:
         batch_size = study.train.side(side).batch_size
         if n_train < batch_size:
             raise InputError(
@@ -570,7 +570,7 @@ class _Cell:
         return stages["query"]
 
     def _joint(self, plan: Plan, centers: str | None, stages: dict[str, str]) -> str:
-        recipes = {side: self.study.train.side(side) for side in ("query", "gallery")}  # type: ignore[arg-type]
+        recipes = {side: self.study.train.side(side) for side in SIDES}
         inputs = {"centers": centers} if centers is not None else {}
         values = {
             "head": self.method.head,

@@ -96,7 +96,9 @@ class Progress:
         running = self.running.pop(stage.id, None)
         self.done.add(stage.id)
         last = describe(running.note) if running and running.note.get("event") == "epoch" else ""
-        seconds = self.store.manifest(stage.id).cost.get("seconds", 0.0)
+        manifest = self.store.manifest(stage.id)
+        self.estimator.learn(stage, manifest)  # so that the time left gets better as the run goes
+        seconds = manifest.cost.get("seconds", 0.0)
         self._line(f"done    {stage.label} in {duration(seconds)}{': ' if last else ''}{last}")
         self._line(f"        {self.summary()}")
 

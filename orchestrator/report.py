@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,17 +70,27 @@ def trial_failure(trial: Trial, store: StageStore) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: mean and standard deviation of mAP over seeds."""
+    """One cell: mean and sample standard deviation of mAP over seeds.
+
+    Attributes:
+        mean, sd: over the seeds that are done; sd is None for one.
+        n: seeds that are done.
+        of: seeds that the study asks for.
+    """
 
     mean: float
     sd: float | None
     n: int
+    of: int
 
     def text(self) -> str:
-        """Return ``0.8653``, or ``0.8653 ± 0.0021`` over several seeds."""
-        if self.sd is None:
-            return f"{self.mean:.4f}"
-        return f"{self.mean:.4f} ± {self.sd:.4f}"
+        """Return ``0.8653``, ``0.8653 ± 0.0021``, or ``(2 of 3) 0.8653 ± 0.0021``.
+
+        A mean over some of the seeds only must not pass for one over all.
+        """
+        part = f"({self.n} of {self.of}) " if self.n < self.of else ""
+        spread = f" ± {self.sd:.4f}" if self.sd is not None else ""
+        return f"{part}{self.mean:.4f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -133,17 +144,20 @@ def _cell(values: list[float | None]) -> Cell | None:
     if not known:
         return None
     sd = statistics.stdev(known) if len(known) > 1 else None
-    return Cell(statistics.fmean(known), sd, len(known))
+    return Cell(statistics.fmean(known), sd, len(known), len(values))
 
 
 def to_text(plan: Plan, store: StageStore) -> str:
-    """Return the tables as plain text; the best of each column is marked with ``*``."""
+    """Return the tables as plain text; the best of each column is marked with ``*``.
+
+    What is equal in the digits shown is equally best.
+    """
     blocks = []
     for grid in grids(plan, store):
         body = [["method", *(f"{bits} bit" for bits in grid.bits)]]
         best = _best(grid)
         for name, cells in grid.lines:
-            body.append([name, *(_mark(cell, cell is best[i]) for i, cell in enumerate(cells))])
+            body.append([name, *(_mark(cell, best[i]) for i, cell in enumerate(cells))])
         widths = [max(len(line[column]) for line in body) for column in range(len(body[0]))]
         lines = [
             "  ".join(
@@ -154,11 +168,22 @@ def to_text(plan: Plan, store: StageStore) -> str:
         ]
         rule = "-" * max(len(grid.title), *(len(line) for line in lines))
         blocks.append("\n".join([grid.title, rule, lines[0], rule, *lines[1:], rule]))
-    failures = [row for row in rows(plan, store) if row["status"] == "failed"]
-    if failures:
-        told = [f"  {_name(row)}: {row['reason']}" for row in failures]
-        blocks.append("\n".join([f"{len(failures)} trials failed:", *told]))
+    failed = _failures(plan, store)
+    if failed:
+        told = [f"  {line}" for line in failed]
+        blocks.append("\n".join([f"{plural(len(failed), 'trial')} failed:", *told]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _failures(plan: Plan, store: StageStore) -> list[str]:
+    """Return one line for each failed trial: its name and the reason."""
+    table = rows(plan, store)
+    return [f"{_name(row)}: {row['reason']}" for row in table if row["status"] == "failed"]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 trial`` or ``2 trials``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -166,18 +191,23 @@ def _name(row: dict[str, Any]) -> str:
     return f"{method} · {row['pair']} · {row['bits']} bit · {row['dataset']} · s{row['seed']}"
 
 
-def _best(grid: Grid) -> list[Cell | None]:
-    best: list[Cell | None] = []
+def _best(grid: Grid) -> list[str | None]:
+    """Return the best mean of each column as shown; None where there is nothing to compare."""
+    best: list[str | None] = []
     for column in range(len(grid.bits)):
-        cells = [cells[column] for _, cells in grid.lines if cells[column] is not None]
-        best.append(max(cells, key=lambda cell: cell.mean) if len(cells) > 1 else None)  # type: ignore[union-attr]
+        means = [cell.mean for _, cells in grid.lines if (cell := cells[column]) is not None]
+        best.append(f"{max(means):.4f}" if len(means) > 1 else None)
     return best
 
 
-def _mark(cell: Cell | None, best: bool) -> str:
+def _is_best(cell: Cell, best: str | None) -> bool:
+    return f"{cell.mean:.4f}" == best
+
+
+def _mark(cell: Cell | None, best: str | None) -> str:
     if cell is None:
         return "-  "
-    return f"{cell.text()} {'*' if best else ' '}"
+    return f"{cell.text()} {'*' if _is_best(cell, best) else ' '}"
 
 
 def to_markdown(plan: Plan, store: StageStore) -> str:
@@ -186,19 +216,32 @@ def to_markdown(plan: Plan, store: StageStore) -> str:
     for grid in grids(plan, store):
         best = _best(grid)
         lines = [
-            f"**{grid.title}**",
+            f"**{_escape(grid.title)}**",
             "",
             "| method | " + " | ".join(f"{bits} bit" for bits in grid.bits) + " |",
             "| --- |" + " ---: |" * len(grid.bits),
         ]
         for name, cells in grid.lines:
             shown = [
-                "-" if cell is None else (f"**{cell.text()}**" if cell is best[i] else cell.text())
+                "-" if cell is None else _bold(cell.text(), _is_best(cell, best[i]))
                 for i, cell in enumerate(cells)
             ]
-            lines.append(f"| {name} | " + " | ".join(shown) + " |")
+            lines.append(f"| {_escape(name)} | " + " | ".join(shown) + " |")
         blocks.append("\n".join(lines))
+    failed = _failures(plan, store)
+    if failed:
+        told = [f"- {_escape(line)}" for line in failed]
+        blocks.append("\n".join([f"{plural(len(failed), 'trial')} failed:", "", *told]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown shows as it is: ``A_q`` must not begin italics."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
 
 
 def to_csv(plan: Plan, store: StageStore) -> str:
@@ -231,7 +274,7 @@ class Sharing:
     """What sharing stages saved.
 
     Attributes:
-        galleries: gallery trainings that were done.
+        galleries: gallery trainings that were done, or will be where an estimator is given.
         users: trials that use them.
         avoided: gallery trainings that trials by themselves would have done beside these.
         seconds: work of the distinct stages.
@@ -247,11 +290,12 @@ class Sharing:
     def text(self) -> str:
         """Return the line for people."""
         if not self.users:
-            return "no gallery training is shared: every trial trains both sides together"
+            return "no gallery training was shared"
         whole = self.seconds + self.saved
         share = f", {self.saved / whole:.0%} of the work" if whole else ""
         return (
-            f"{self.galleries} gallery trainings served {self.users} trials: "
+            f"{plural(self.galleries, 'gallery training')} served "
+            f"{plural(self.users, 'trial')}: "
             f"{self.avoided} were shared instead of repeated, which saved "
             f"{duration(self.saved)} of {duration(whole)}{share}"
         )
@@ -263,7 +307,7 @@ def sharing(plan: Plan, store: StageStore, estimator: Estimator | None = None) -
     Args:
         plan: the plan.
         store: holds measured seconds.
-        estimator: for stages that are not done; without one they count for nothing.
+        estimator: for stages that are not done; without one these are left out.
     """
     seconds = saved = 0.0
     galleries = users = 0
@@ -271,8 +315,10 @@ def sharing(plan: Plan, store: StageStore, estimator: Estimator | None = None) -
         stage = plan.stages[stage_id]
         if store.is_done(stage_id):
             cost = float(store.manifest(stage_id).cost.get("seconds", 0.0))
+        elif estimator is not None:
+            cost = estimator.seconds(stage)
         else:
-            cost = estimator.seconds(stage) if estimator is not None else 0.0
+            continue
         seconds += cost
         saved += (uses - 1) * cost
         if stage.kind == "gallery":

@@ -188,7 +188,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 continue
             if key in seen:
@@ -240,8 +240,8 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, int]]:
     lines: dict[str, int] = {}
     try:
         loader = _Loader(text)
-        node = loader.get_single_node()  # type: ignore[no-untyped-call]
-        value = loader.construct_document(node) if node else None  # type: ignore[no-untyped-call]
+        node = loader.get_single_node()
+        value = loader.construct_document(node) if node else None
         _note_lines(node, "", lines, where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
