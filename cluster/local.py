@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +67,7 @@ def local_ray(
     import ray
 
     folder.mkdir(parents=True, exist_ok=True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address="local",  # a cluster file that another program left must not be joined by accident
         num_cpus=cpus or visible_cpus(),
@@ -76,6 +79,9 @@ def local_ray(
         _temp_dir=str(short_path(folder)),
     )
     quiet_raylet()
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray puts a crash handler on SIGTERM
+            signal.signal(number, handler)
     try:
         total = ray.cluster_resources()
         yield Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))

@@ -285,7 +285,7 @@ class _Runner:
             images += report.images
             seconds += report.seconds
             self.history.append({"epoch": report.epoch, **report.metrics})
-            if trainer.epoch < epochs and checkpoints.due():
+            if checkpoints.due():  # after the last epoch too: encoding a gallery can take long
                 spent = time.perf_counter() - self._started + self.earlier_seconds
                 notes = {
                     "history": self.history,
