@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -218,8 +219,10 @@ def read_split_file(path: Path, keys: Sequence[str], name: str) -> Splits:
                 key=_SPLIT_KEY,
             )
         if len(set(wanted)) < len(wanted):
-            twice = len(wanted) - len(set(wanted))
-            raise DatasetError(f"the split {split!r} lists {twice} images twice", key=_SPLIT_KEY)
+            twice = next(key for key, count in Counter(wanted).items() if count > 1)
+            raise DatasetError(
+                f"the split {split!r} lists {twice!r} more than once", key=_SPLIT_KEY
+            )
         parts[split] = np.sort(np.array([rows[key] for key in wanted], dtype=np.int64))
     for needed in ("query", "gallery", "train"):
         if needed not in parts:
