@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -162,7 +161,6 @@ class _Folder(Files):
         return listing
 
     def _walk(self) -> _Seen:
-        found: list[tuple[str, os.stat_result]] = []
         seen = _Seen()
         pending = [("", str(self.root))]
         visited = {str(self.root)}
@@ -179,7 +177,7 @@ class _Folder(Files):
                             and name[0] != "."
                             and entry.is_file(follow_symlinks=False)
                         ):
-                            found.append((path, entry.stat()))
+                            seen.add(path, entry.stat())
                             continue
                         if is_hidden(name):
                             seen.ignored["hidden"] += 1
@@ -200,18 +198,10 @@ class _Folder(Files):
                         elif not entry.is_file():
                             raise self.error(f"{path!r} is no regular file")
                         else:
-                            found.append((path, entry.stat()))
+                            seen.add(path, entry.stat())
             except OSError as error:
                 raise self.error(f"cannot be listed: {error.strerror} ({folder})") from None
-        found.sort(key=itemgetter(0))
-        seen.folders.sort()
-        seen.paths = [path for path, _ in found]
-        # The time of change too: it moves when the time of modification is set back.
-        seen.stamps = [
-            [status.st_size for _, status in found],
-            [status.st_mtime_ns for _, status in found],
-            [status.st_ctime_ns for _, status in found],
-        ]
+        seen.sort()
         return seen
 
     def _check_link(self, path: str, full: str) -> None:
@@ -265,6 +255,22 @@ class _Seen:
     stamps: list[list[int]] = field(default_factory=lambda: [[], [], []])
     folders: list[str] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+
+    def add(self, path: str, status: os.stat_result) -> None:
+        """Note an image file."""
+        sizes, modified, changed = self.stamps
+        self.paths.append(path)
+        sizes.append(status.st_size)
+        modified.append(status.st_mtime_ns)
+        # The time of change too: it moves when the time of modification is set back.
+        changed.append(status.st_ctime_ns)
+
+    def sort(self) -> None:
+        """Put everything in the order of paths."""
+        order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
+        self.paths = [self.paths[number] for number in order]
+        self.stamps = [[column[number] for number in order] for column in self.stamps]
+        self.folders.sort()
 
 
 # ---- a zip -----------------------------------------------------------------------------------
