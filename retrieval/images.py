@@ -25,6 +25,9 @@ DEFAULT_STORE_SIZE = 256
 _SHOWN = 5
 """Unreadable images that a message names."""
 
+_LONGEST = 16
+"""Longer side over shorter side from which on an image's ends are cut off before resizing."""
+
 _BLOCK = 64
 """Images that a thread decodes at a time."""
 
@@ -248,8 +251,17 @@ def _blocks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _shortened(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut the ends off a very long image: resized whole, a line of 1 x 30,000 fills gigabytes."""
+    height, width = image.shape[:2]
+    keep = _LONGEST * min(height, width)
+    top, left = max(0, height - keep) // 2, max(0, width - keep) // 2
+    return image[top : height - top, left : width - left]
+
+
 def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resize an image (H, W, 3) to a shorter side of ``size``; cut out the centre square."""
+    image = _shortened(image)
     height, width = image.shape[:2]
     if (height, width) == (size, size):
         return image

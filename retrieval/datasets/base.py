@@ -86,7 +86,7 @@ class RootedOptions(DatasetOptions):
     @property
     def path(self) -> Path:
         """The root as a path."""
-        return Path(self.root).expanduser()
+        return _expanded(self.root, "root")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Dataset(ABC):
         if given.at is not None:
             values["at"] = given.at
         if given.split_file is not None:
-            data = _read(Path(given.split_file).expanduser())
+            data = _read(_expanded(given.split_file, "protocol.split_file"))
             values["split_digest"] = hashlib.sha256(data).hexdigest()
             values |= dict.fromkeys([*quotas, *fractions])
         if changed or given.split_seed or given.split_file:
@@ -209,7 +209,8 @@ class Dataset(ABC):
     def _splits(self) -> Splits:
         index, given = self.index(), self.options.protocol
         if given.split_file is not None:
-            return read_split_file(Path(given.split_file).expanduser(), index.keys, self.name)
+            path = _expanded(given.split_file, "protocol.split_file")
+            return read_split_file(path, index.keys, self.name)
         if index.multi_label:
             raise DatasetError(
                 f"dataset {self.name!r} has several labels an image; give a split_file",
@@ -292,20 +293,37 @@ def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
         InputError: an option is unknown or wrong.
         DatasetError: found when the dataset is first looked at.
     """
+    if not isinstance(given, (str, Mapping)):
+        raise DatasetError(
+            "a dataset is a name, {name: ..., and options} or {folder: PATH}", value=given
+        )
     options = {"name": given} if isinstance(given, str) else dict(given)
     if "folder" in options and "name" not in options:
+        if "root" in options:
+            raise DatasetError(
+                "folder: PATH says where the images are, a root beside it is one too many",
+                key="root",
+                value=options["root"],
+            )
         options = {"name": "folder", "root": options.pop("folder"), **options}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise DatasetError("a dataset needs a name", key="name", value=name)
     cls = DATASETS.get(name)
     try:
-        return cls(cls.Options(**options), home)
+        return cls(cls.Options.model_validate(options), home)
     except ValidationError as error:
         explained = explain_validation(error, cls.Options)
         if explained.key == "root" and not explained.has_value:
             explained.hint = f"where the images of {name!r} lie; {cls.obtain}"
         raise explained from None
+
+
+def _expanded(text: str, key: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise DatasetError("there is no such user's home", key=key, value=text) from None
 
 
 def _read(path: Path) -> bytes:

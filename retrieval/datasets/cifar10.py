@@ -22,7 +22,7 @@ from retrieval.datasets.files import (
     open_files,
     tree_decoder,
 )
-from retrieval.errors import DatasetError
+from retrieval.errors import DatasetError, nearest
 from retrieval.images import Decoder
 from retrieval.protocols import Protocol
 
@@ -79,11 +79,21 @@ class Cifar10(Dataset):
         """List the images of both parts, and count them.
 
         Raises:
-            DatasetError: not 60,000 images in 10 classes of 6,000, unless the protocol's sizes
-                are given.
+            DatasetError: a class that CIFAR-10 does not have; or not 60,000 images in 10 classes
+                of 6,000, unless the protocol's sizes are given.
         """
         batches = self._batches
         index = self._tree.index if batches is None else batches.index()
+        unknown = [title for title in index.classes if title not in CLASSES]
+        if unknown:
+            close = nearest(unknown[0], CLASSES)
+            suggestion = f"; did you mean {close[0]!r}?" if close else ";"
+            raise DatasetError(
+                f"dataset 'cifar10': {unknown[0]!r} is no class of CIFAR-10{suggestion} "
+                f"known: {', '.join(CLASSES)}",
+                key="root",
+                value=self.options.root,
+            )
         given = self.options.protocol
         sized = given.split_file is not None or None not in (
             given.query_per_class,
@@ -99,7 +109,8 @@ class Cifar10(Dataset):
                 key="root",
                 value=self.options.root,
                 hint="for a part of CIFAR-10 give protocol.query_per_class and "
-                "protocol.train_per_class",
+                "protocol.train_per_class, and for a small one validation_per_class and "
+                "validation_gallery_per_class too",
             )
         return index
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import stat
+import struct
 import time
 import zipfile
 import zlib
@@ -61,6 +63,19 @@ class Listing:
     folders: list[str]
     ignored: dict[str, int]
 
+
+_UNREADABLE = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,  # a way of compression that Python does not know
+    RuntimeError,
+)
+"""What reading a file or a member of a zip raises where it is gone or damaged."""
 
 Reader = Callable[[str], bytes]
 """Path in a listing -> the file's bytes; raises OSError, or BadZipFile, or DatasetError."""
@@ -340,7 +355,11 @@ class _Zip(Files):
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
-        with zipfile.ZipFile(self.root) as archive:
+        try:
+            archive = zipfile.ZipFile(self.root)
+        except _UNREADABLE as error:  # it was there when it was listed
+            raise self.error(f"the zip cannot be read: {error}") from None
+        with archive:
             yield archive.read
 
 
@@ -423,6 +442,7 @@ def arrange(files: Files, listing: Listing, *, keep: Sequence[int] | None = None
         DatasetError: no images, a class folder without any, fewer than two classes, or folders of
             parts beside folders of classes.
     """
+    _refuse_undecodable(files, [*listing.paths, *listing.folders])
     prefix = _common_prefix(listing.paths)
     cut = len(prefix)
     numbers = range(len(listing.paths)) if keep is None else keep
@@ -446,7 +466,13 @@ def arrange(files: Files, listing: Listing, *, keep: Sequence[int] | None = None
         if len(parts) == depth + 1 and parts[depth] not in titles and _is_part(parts, depth):
             raise files.error(f"the class folder {folder!r} has no images")
     if len(titles) < 2:
-        raise files.error(f"at least two classes are needed, found {len(titles)}: {titles}")
+        # One image beside the class folders makes the folder around them look like a class.
+        deepest = max(path.count("/") for path in listing.paths)
+        stray = [path for path in listing.paths if path.count("/") < deepest]
+        beside = f"; {stray[0]!r} lies beside the folders of other images" if stray else ""
+        raise files.error(
+            f"at least two classes are needed, found {len(titles)}: {titles}{beside}"
+        )
     number_of = {title: number for number, title in enumerate(titles)}
     chosen = [chosen[n] for n in inside]
     ignored = dict(listing.ignored)
@@ -465,10 +491,40 @@ def arrange(files: Files, listing: Listing, *, keep: Sequence[int] | None = None
     return Tree(index, [listing.paths[n] for n in chosen], crcs, sizes)
 
 
+def _refuse_undecodable(files: Files, names: Sequence[str]) -> None:
+    """Refuse names that are not UTF-8: no table, label or store could hold them."""
+    try:
+        "".join(names).encode()  # all at once: there may be 100,000s
+    except UnicodeEncodeError:
+        name = next(name for name in names if not _is_text(name))
+        shown = name.encode(errors="surrogateescape").decode(errors="replace")
+        raise files.error(f"the name {shown!r} is not UTF-8; rename it") from None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def fingerprint(keys: Sequence[str], sizes: Sequence[int], crcs: Sequence[int]) -> str:
     """Return the SHA-256 over (key, size, CRC-32) of all files, which are ordered by key."""
     lines = (f"{k}\0{s}\0{c}\n" for k, s, c in zip(keys, sizes, crcs, strict=True))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def read_member(read: Reader, path: str) -> bytes:
+    """Return the bytes of a file in a listing.
+
+    Raises:
+        DatasetError: it is gone or damaged; ``path`` is in the message.
+    """
+    try:
+        return read(path)
+    except _UNREADABLE as error:
+        raise DatasetError(f"{path} ({error})") from None
 
 
 @contextmanager
@@ -478,10 +534,7 @@ def tree_decoder(files: Files, tree: Tree) -> Iterator[Decoder]:
 
         def decode(number: int) -> Any:
             path = tree.paths[number]
-            try:
-                data = read(path)
-            except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-                raise DatasetError(f"{path} ({error})") from None
+            data = read_member(read, path)
             if zlib.crc32(data) != tree.crcs[number]:
                 raise DatasetError(f"{path} (changed since it was listed)")
             return decode_bytes(data, path)

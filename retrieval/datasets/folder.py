@@ -11,7 +11,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, RootedOptions
-from retrieval.datasets.files import Files, Tree, arrange, open_files, tree_decoder
+from retrieval.datasets.files import (
+    Files,
+    Tree,
+    arrange,
+    open_files,
+    read_member,
+    tree_decoder,
+)
+from retrieval.errors import DatasetError
 from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
@@ -109,7 +117,11 @@ def _copies(files: Files, tree: Tree) -> Iterator[list[int]]:
         for group in suspects:  # equal checksums are no proof
             by_content: dict[bytes, list[int]] = {}
             for number in group:
-                by_content.setdefault(read(tree.paths[number]), []).append(number)
+                try:
+                    content = read_member(read, tree.paths[number])
+                except DatasetError as error:
+                    raise files.error(f"an image cannot be read: {error.problem}") from None
+                by_content.setdefault(content, []).append(number)
             yield from (same for same in by_content.values() if len(same) > 1)
 
 

@@ -85,6 +85,18 @@ def test_a_listing_imports_nothing_heavy(tmp_path):
     [
         ("digts", "unknown dataset 'digts'; did you mean 'digits'?"),
         ({"root": "x"}, "a dataset needs a name"),
+        ({"name": 3}, "name: a dataset needs a name (given: 3)"),
+        ({"name": "digits", 1: 2}, "1: keys should be strings"),
+        (5, "a dataset is a name, {name: ..., and options} or {folder: PATH} (given: 5)"),
+        (None, "a dataset is a name, {name: ..., and options} or {folder: PATH} (given: None)"),
+        (["digits"], "{folder: PATH} (given: ['digits'])"),
+        ({"folder": None}, "root: input should be a valid string (given: None)"),
+        ({"folder": "x", "root": "y"}, "root: folder: PATH says where the images are"),
+        ({"folder": "~nobody-of-this-name/x"}, "root: there is no such user's home (given: '~no"),
+        (
+            {"name": "digits", "protocol": {"split_file": "~nobody-of-this-name/x"}},
+            "protocol.split_file: there is no such user's home",
+        ),
         ({"name": "digits", "protocl": {}}, "protocl: unknown key; did you mean 'protocol'?"),
         (
             {"name": "digits", "protocol": {"query_per_clas": 3}},
@@ -292,6 +304,11 @@ def test_a_folder_without_classes_is_refused(tmp_path):
     assert "at least two classes are needed, found 1" in refusal(
         {"folder": one}, tmp_path / "home"
     )
+    around = tree(tmp_path / "around" / "photos")
+    (around / "stray.png").write_bytes(picture(99))
+    assert "'photos/stray.png' lies beside the folders of other images" in refusal(
+        {"folder": tmp_path / "around"}, tmp_path / "home"
+    )
     (tmp_path / "x.tar.gz").write_bytes(b"x")
     message = refusal({"folder": tmp_path / "x.tar.gz"}, tmp_path / "home")
     assert "is neither a folder nor a zip" in message
@@ -426,6 +443,60 @@ def test_a_damaged_zip_is_refused(tmp_path):
         open_dataset({"folder": packed}, home=tmp_path / "home").images()
     packed.write_bytes(data[: len(data) // 2])
     assert "is neither a folder nor a zip" in refusal({"folder": packed}, tmp_path / "home")
+
+
+def test_a_zip_that_python_cannot_unpack_is_refused(tmp_path):
+    packed = zipped(tree(tmp_path / "photos"), tmp_path / "photos.zip")
+    data = bytearray(packed.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        start = data.index(b"cat/000.png", data.index(signature))
+        header = data.rindex(signature, 0, start)
+        data[header + place] = 99  # a way of compression that does not exist
+    packed.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"1 image of 30 .*cat/000\.png \(That compression"):
+        open_dataset({"folder": packed}, home=tmp_path / "home").images()
+
+
+def test_a_damaged_member_that_looks_like_a_copy_is_named(tmp_path):
+    root = tree(tmp_path / "photos")
+    (root / "cat" / "copy.png").write_bytes((root / "cat" / "000.png").read_bytes())
+    packed = zipped(root, tmp_path / "photos.zip")
+    data = bytearray(packed.read_bytes())
+    data[data.index(b"cat/copy.png") + 30] ^= 0xFF
+    packed.write_bytes(data)
+    message = refusal({"folder": packed}, tmp_path / "home")
+    assert "an image cannot be read: cat/copy.png (Bad CRC-32" in message
+
+
+@pytest.mark.parametrize("left", [None, b"something else"])
+def test_a_zip_that_goes_after_the_listing_is_refused(tmp_path, left):
+    packed = zipped(tree(tmp_path / "photos"), tmp_path / "photos.zip")
+    dataset = open_dataset({"folder": packed}, home=tmp_path / "home")
+    dataset.index()
+    packed.unlink()
+    if left is not None:
+        packed.write_bytes(left)
+    with pytest.raises(DatasetError, match="dataset 'folder': the zip cannot be read: "):
+        dataset.images()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("where", [b"cat/f\xff.png", b"f\xff/1.png"])
+def test_a_name_that_is_no_text_is_refused(tmp_path, where):
+    root = tree(tmp_path / "photos")
+    path = root / os.fsdecode(where)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(picture(99))
+    assert "is not UTF-8; rename it" in refusal({"folder": root}, tmp_path / "home")
+
+
+def test_class_folders_that_differ_in_case_are_two_classes(tmp_path):
+    root = tree(tmp_path / "letters", classes=("A", "B", "a"))
+    if len(list(root.iterdir())) < 3:
+        pytest.skip("this file system does not tell them apart")
+    index = open_dataset({"folder": root}, home=tmp_path / "home").index()
+    assert index.classes == ["A", "B", "a"]
+    assert np.bincount(index.labels).tolist() == [10, 10, 10]
 
 
 def test_a_split_file_fixes_the_splits_and_enters_the_identity(tmp_path):
@@ -607,7 +678,7 @@ def test_missing_batches_are_named(tmp_path):
 
 
 def test_wrong_counts_are_refused_unless_sizes_are_given(tmp_path):
-    root = tree(tmp_path / "cifar10", parts=("train", "test"), n=5)
+    root = tree(tmp_path / "cifar10", ("cat", "deer", "dog"), parts=("train", "test"), n=5)
     given = {"name": "cifar10", "root": str(root)}
     message = refusal(given, tmp_path / "home")
     assert "expected 60000 images, 6000 in each of 10 classes" in message
@@ -618,6 +689,17 @@ def test_wrong_counts_are_refused_unless_sizes_are_given(tmp_path):
     large = {**SMALL, "train_per_class": 9}
     message = refusal({**given, "protocol": large}, tmp_path / "home")
     assert "class 'cat' has 10 images, the protocol needs 14" in message
+
+
+@pytest.mark.parametrize(
+    ("title", "part"),
+    [("Cat", "'Cat' is no class of CIFAR-10; did you mean 'cat'?"), ("eel", "'eel' is no class")],
+)
+def test_a_class_that_cifar_does_not_have_is_named(tmp_path, title, part):
+    root = tree(tmp_path / "cifar10", ("bird", "dog", title))
+    message = refusal(cifar(root), tmp_path / "home")
+    assert part in message
+    assert "known: airplane, automobile, bird" in message
 
 
 def test_the_literatures_counts_come_out(tmp_path):

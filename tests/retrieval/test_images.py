@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from retrieval.errors import DatasetError
 from retrieval.images import decode_bytes, open_images, square
@@ -91,6 +91,28 @@ def test_one_common_oblong_size_loses_its_ends_and_large_images_shrink(tmp_path)
 def test_square_leaves_a_square_of_the_size_alone():
     assert square(PIXELS[0], 6) is not None
     assert np.array_equal(square(PIXELS[0], 6), PIXELS[0])
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_very_long_image_is_cut_before_it_is_resized(monkeypatch, upright):
+    made = []
+    resize = Image.Image.resize
+
+    def recording(self, size, *args, **options):
+        made.append(size)
+        return resize(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", recording)
+    image = np.zeros((2, 30_000, 3), dtype=np.uint8)
+    image[:, 15_000:] = 255
+    image[:, [0, -1]] = 128
+    result = square(image.transpose(1, 0, 2) if upright else image, 64)
+    lines = result.transpose(1, 0, 2) if upright else result
+    assert result.shape == (64, 64, 3)
+    assert (lines[:, :16] == 0).all()
+    assert (lines[:, -16:] == 255).all()
+    # Resized whole it would be 64 x 960,000: 180 MB for 180 kB.
+    assert [width * height for width, height in made] == [64 * 64 * 16]
 
 
 def test_unreadable_images_are_counted_and_named_and_nothing_is_left(tmp_path):
@@ -204,6 +226,20 @@ def test_every_8_bit_mode_becomes_rgb(mode):
     image = Image.fromarray(PIXELS[0]).convert(mode)
     data = encoded(image, format="TIFF" if mode == "CMYK" else "PNG")
     assert np.array_equal(decode_bytes(data, "x"), np.asarray(image.convert("RGB")))
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_named():
+    # A 1-bit image of 20,000 x 20,000 is 50 kB as a file.
+    data = encoded(Image.new("1", (20_000, 20_000)))
+    with pytest.raises(DatasetError, match=r"^a\.png \(Image size \(400000000 pixels\) exceeds"):
+        decode_bytes(data, "a.png")
+
+
+def test_half_an_image_is_never_filled_up_with_grey():
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    whole = encoded(Image.fromarray(np.tile(PIXELS[0], (20, 20, 1))), format="JPEG")
+    with pytest.raises(DatasetError, match=r"^a\.jpg \(image file is truncated"):
+        decode_bytes(whole[: len(whole) // 2], "a.jpg")
 
 
 def test_photographs_are_turned_upright():
