@@ -165,7 +165,7 @@ class Mirror:
 
     def _trial_record(self, trial: Trial) -> RunRecord:
         trained = self.plan.stages[trial.stages.get("joint") or trial.stages["query"]]
-        recipe = trained.setup.get("recipe") or {}
+        recipe = trained.setup.get("recipe") or trained.setup["recipes"]
         return RunRecord(
             key=trial.id,
             experiment=self.plan.study,
@@ -227,8 +227,10 @@ class Mirror:
 
 
 def trial_metrics(trial: Trial, store: StageStore) -> dict[str, float]:
-    """Return a finished trial's final metrics: scores, sizes, and seconds and memory by stage."""
-    metrics = _numbers(store.manifest(trial.id).result)
+    """Return a finished trial's final metrics: scores, code statistics, sizes, costs by stage."""
+    scored = store.manifest(trial.id)
+    evaluation = read_json(store.folder(trial.id) / "evaluation.json") or {}
+    metrics = {**_numbers(evaluation), **_numbers(scored.result)}
     for kind, stage_id in trial.stages.items():
         if kind == "metrics" or not store.is_done(stage_id):
             continue
