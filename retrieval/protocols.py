@@ -240,13 +240,26 @@ def read_split_file(path: Path, keys: Sequence[str], name: str) -> Splits:
         raise error.located(prefix=_SPLIT_KEY) from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that stands twice in a JSON object: of two lists the first would be lost."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise DatasetError(f"{name!r} is listed twice", key=_SPLIT_KEY)
+        found[name] = value
+    return found
+
+
 def _read_lists(path: Path) -> dict[str, list[str]]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a mark of its encoding.
+        raw = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:
         raise DatasetError(
             f"the split file cannot be read: {error.strerror}", key=_SPLIT_KEY, value=str(path)
         ) from None
+    except DatasetError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DatasetError(
             f"the split file is no JSON: {error}", key=_SPLIT_KEY, value=str(path)

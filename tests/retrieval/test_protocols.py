@@ -175,6 +175,12 @@ def test_a_split_file_without_validation_gives_up_a_tenth_of_the_training_images
     ("content", "part"),
     [
         ("{", "no JSON"),
+        ("", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        (
+            '{"query": ["k0"], "query": ["k1"], "gallery": [], "train": []}',
+            "'query' is listed twice",
+        ),
         ([1], "must map splits to lists of image keys"),
         ({**LISTS, "train": [{}]}, "must map splits to lists of image keys"),
         ({**LISTS, "quary": []}, "unknown split 'quary'; did you mean 'query'"),
@@ -192,6 +198,30 @@ def test_a_wrong_split_file_is_refused(tmp_path, content, part):
         read_split_file(path, KEYS, "toy")
     assert part in str(caught.value)
     assert "protocol.split_file" in str(caught.value)
+
+
+def test_a_split_file_may_begin_with_a_mark_of_its_encoding(tmp_path):
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps(LISTS), encoding="utf-8-sig")
+    assert read_split_file(path, KEYS, "toy").query.tolist() == [
+        KEYS.index(key) for key in LISTS["query"]
+    ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "absent", "binary"])
+def test_a_split_file_that_cannot_be_read_is_refused(tmp_path, kind):
+    path = tmp_path / "splits.json"
+    if kind == "folder":
+        path.mkdir()
+    if kind == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetError) as caught:
+        read_split_file(path, KEYS, "toy")
+    problem = "no JSON: 'utf-8' codec" if kind == "binary" else "cannot be read: "
+    assert f"protocol.split_file: the split file {'is ' * (kind == 'binary')}{problem}" in str(
+        caught.value
+    )
+    assert caught.value.value == str(path)
 
 
 def test_identity_is_json_without_the_cut_off():
