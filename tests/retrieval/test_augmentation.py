@@ -80,6 +80,22 @@ def test_random_crop_is_a_shift_with_repeated_edges():
     assert len(shifts) > 12  # of 25 that are possible
 
 
+@pytest.mark.parametrize("size", [9, 40])
+def test_random_crop_of_another_size_is_the_resized_box_of_the_padded_image(size):
+    array = pixels(12, 24)
+    maker = Views(array, size, Augmentation(crop="random", padding=0.5, **PLAIN), seed=1)
+    rows = np.arange(12)
+    views = maker.train(rows, 0)
+    boxes = np.stack(maker._boxes(streams.uniform(1, "augmentation", rows, 6)), axis=1)
+    assert boxes[:, :2].min() < 0  # some reach beyond the image, where a wide filter shows it
+    for number, (top, left, height, width) in enumerate(boxes.tolist()):
+        padded = np.pad(array[number], ((12, 12), (12, 12), (0, 0)), mode="edge")
+        expected = reference.resized_crop(
+            as_floats(padded[None]), top + 12, left + 12, height, width, [size, size]
+        )
+        assert (views[number] - expected[0]).abs().max() < 0.1 / 255
+
+
 def test_flip_mirrors_about_half_of_the_images_and_no_others():
     array = pixels(300, 8)
     options = {**PLAIN, "flip": True}
@@ -153,6 +169,23 @@ def test_an_image_gives_the_same_bits_alone_in_any_batch_and_with_any_threads(
     assert torch.equal(together, views.train(rows, epoch=8)) != varies
     other = Views(pixels(70, side), size, augmentation, seed=5).train(rows, epoch=7)
     assert torch.equal(together, other) != varies
+
+
+def test_one_large_view_has_the_same_bits_with_any_threads():
+    # From 2^15 pixels on torch splits a sum among threads, if it is the only one.
+    augmentation = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4)
+    views = Views(pixels(12, 32), 224, augmentation, seed=1)
+    threads = torch.get_num_threads()
+    made = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            made.append(torch.cat([views.train(np.array([row]), 3) for row in range(12)]))
+        torch.set_num_threads(1)
+        together = views.train(np.arange(12), 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(together, alone) for alone in made)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
