@@ -113,30 +113,33 @@ class Grid:
 
 def grids(plan: Plan, store: StageStore) -> list[Grid]:
     """Return the tables of a study."""
-    table = rows(plan, store)
+    table: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows(plan, store):
+        table.setdefault((row["dataset"], row["pair"], str(row["at"])), []).append(row)
     found = []
-    places = list(dict.fromkeys((row["dataset"], row["pair"], row["at"]) for row in table))
-    for place in places:
-        here = [row for row in table if (row["dataset"], row["pair"], row["at"]) == place]
+    for (dataset, pair, at), here in table.items():
         bits = sorted({row["bits"] for row in here})
-        names = list(dict.fromkeys((row["method"], row["setting"]) for row in here))
-        lines = []
-        for name in names:
-            cells = [
-                _cell(
-                    [
-                        row["map"]
-                        for row in here
-                        if (row["method"], row["setting"]) == name and row["bits"] == length
-                    ]
-                )
-                for length in bits
-            ]
-            lines.append((" ".join(part for part in name if part), cells))
-        seeds = len({row["seed"] for row in here})
-        dataset, pair, at = place
-        found.append(Grid(dataset, pair, str(at), bits, lines, seeds))
+        lines: dict[str, dict[int, list[float | None]]] = {}
+        for row in here:
+            cells = lines.setdefault(_method(row), {length: [] for length in bits})
+            cells[row["bits"]].append(row["map"])
+        found.append(
+            Grid(
+                dataset=dataset,
+                pair=pair,
+                at=at,
+                bits=bits,
+                lines=[
+                    (name, [_cell(v) for v in cells.values()]) for name, cells in lines.items()
+                ],
+                seeds=len({row["seed"] for row in here}),
+            )
+        )
     return found
+
+
+def _method(row: dict[str, Any]) -> str:
+    return f"{row['method']} {row['setting']}".strip()
 
 
 def _cell(values: list[float | None]) -> Cell | None:
@@ -187,8 +190,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    method = f"{row['method']} {row['setting']}".strip()
-    return f"{method} · {row['pair']} · {row['bits']} bit · {row['dataset']} · s{row['seed']}"
+    return (
+        f"{_method(row)} · {row['pair']} · {row['bits']} bit · {row['dataset']} · s{row['seed']}"
+    )
 
 
 def _best(grid: Grid) -> list[str | None]:
