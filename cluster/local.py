@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -67,6 +68,7 @@ def local_ray(
     import ray
 
     folder.mkdir(parents=True, exist_ok=True)
+    short = short_path(folder)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address="local",  # a cluster file that another program left must not be joined by accident
@@ -76,17 +78,22 @@ def local_ray(
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=200 * 2**20,  # stages exchange files, not objects
-        _temp_dir=str(short_path(folder)),
+        _temp_dir=str(short),
     )
     quiet_raylet()
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts a crash handler on SIGTERM
             signal.signal(number, handler)
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
     try:
         total = ray.cluster_resources()
         yield Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
     finally:
         ray.shutdown()
+        if short != folder.absolute():
+            short.unlink(missing_ok=True)
+    # Only after a run that ended well: what Ray wrote of any other may say why.
+    shutil.rmtree(folder / session.name, ignore_errors=True)
 
 
 def short_path(folder: Path) -> Path:
@@ -98,12 +105,10 @@ def short_path(folder: Path) -> Path:
     folder = folder.absolute()
     if len(str(folder)) + _RAY_SUFFIX <= _SOCKET_PATH_LIMIT:
         return folder
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
-    link = Path(tempfile.gettempdir()) / f"asymbench-{os.getuid()}-{name}"
-    if link.is_symlink() and link.resolve() != folder.resolve():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(folder, target_is_directory=True)
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    link = Path(tempfile.gettempdir()) / f"asymbench-{os.getpid()}-{name}"
+    link.unlink(missing_ok=True)  # of a killed process that had this number
+    link.symlink_to(folder, target_is_directory=True)
     return link
 
 

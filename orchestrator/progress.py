@@ -143,16 +143,18 @@ class Progress:
         return f"{text}, about {duration(self.seconds_left())} left"
 
     def _panel(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=None, padding=(0, 1), title=self.summary(), title_justify="left")
+        table = Table(box=None, padding=(0, 1))
         for name in ("running", "epoch", "what"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         for running in self.running.values():
             note = running.note
             epoch = f"{note['epoch']}/{note['epochs']}" if "epoch" in note else ""
             table.add_row(running.stage.label, epoch, describe(note, epoch=False))
-        return table
+        return Group(Text(self.summary(), no_wrap=True), table)
 
     def _line(self, text: str, *, always: bool = False) -> None:
         if self._live is not None:

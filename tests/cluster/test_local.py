@@ -1,0 +1,67 @@
+"""Ray on this machine: paths short enough for sockets, nothing left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.local import short_path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_short_path_is_the_folder_itself():
+    assert short_path(Path("/home/me/runs/ray")) == Path("/home/me/runs/ray")
+
+
+def test_long_path_is_a_link_that_leaves_room_for_socket_names(tmp_path):
+    folder = tmp_path / ("deep" * 20)
+    folder.mkdir()
+    link = short_path(folder)
+    try:
+        assert len(str(link)) < 40
+        assert link.resolve() == folder.resolve()
+        (link / "file").write_text("x")
+        assert (folder / "file").read_text() == "x"
+        assert short_path(folder) == link
+    finally:
+        link.unlink()
+
+
+SCRIPT = """
+import signal, sys
+from pathlib import Path
+from cluster.local import local_ray
+
+def mine(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, mine)
+folder = Path(sys.argv[1])
+with local_ray(folder, cpus=2) as capacity:
+    import ray
+
+    print(capacity.cpus, capacity.gpus >= 0, signal.getsignal(signal.SIGTERM) is mine)
+    print(ray.get(ray.remote(lambda: 1 + 1).remote()))
+print(sorted(p.name for p in folder.iterdir() if p.name.startswith("session_2")))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_starts_in_a_deep_folder_keeps_our_signals_and_leaves_no_session(tmp_path):
+    folder = tmp_path / ("deep" * 20) / "ray"
+    before = set(Path("/tmp").glob("asymbench-*"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"},
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.splitlines() == ["2.0 True True", "2", "[]"]
+    assert set(Path("/tmp").glob("asymbench-*")) <= before
