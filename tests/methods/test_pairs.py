@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from methods import pairs
-from methods.base import explain_validation
 from methods.pairs import (
     BACKBONES,
     PAIRS,
@@ -25,6 +24,7 @@ from methods.pairs import (
     pinned,
 )
 from retrieval.errors import InputError, UnknownNameError
+from retrieval.validation import explain_validation
 
 
 @pytest.fixture
@@ -125,6 +125,47 @@ def test_wrong_sides_are_refused_by_key(given, key, match):
     with pytest.raises(InputError, match=match) as caught:
         SideSpec.parse(given)
     assert caught.value.key == key
+
+
+def test_what_is_read_in_timms_text_agrees_with_timm():
+    timm = pytest.importorskip("timm")
+    from timm.models import get_pretrained_cfg
+
+    declared = pairs._timm_declarations()
+    assert set(declared) == set(timm.list_models())
+    published = set(timm.list_pretrained())
+    told = [(name, model) for name, model in declared.items() if model.tags]
+    assert len(told) > 1000  # where the text does not tell, timm itself is asked
+    for name, model in told:
+        config = get_pretrained_cfg(name)
+        assert model.tags[0] == ((config and config.tag) or "")
+        tags = {f"{name}.{tag}" if tag else name for tag in model.with_weights}
+        assert tags <= published
+
+
+def test_names_that_timms_text_tells_import_no_timm():
+    code = (
+        "import sys; from methods.pairs import SideSpec;"
+        "side = SideSpec(backbone='test_byobnet', size=32); side.check();"
+        "assert side.identity()['backbone'] == 'test_byobnet.r160_in1k';"
+        "SideSpec(backbone='resnet26.bt_in1k').check();"
+        "assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("configs", "tags", "with_weights"),
+    [
+        ("'a.x': _cfg(url='https://x'),\n'a.y': _cfg(hf_hub_id='t/'),", ["x", "y"], {"x", "y"}),
+        ("'a.x': _cfg(url=''),\n'a.y': _cfg(hf_hub_id='t/'),", ["y", "x"], {"y"}),
+        ("'a.x': _cfg(hf_hub_id='t/'),\n'a.y*': _cfg(hf_hub_id='t/'),", ["y", "x"], {"x", "y"}),
+        ("'a': _cfg(),  # url='https://old'", [""], set()),
+        ("'a.x': {'url': 'https://x'},\n'a.y': _cfg(\n  file=None),", ["x", "y"], {"x"}),
+    ],
+)
+def test_tags_come_in_timms_order(configs, tags, with_weights):
+    assert pairs._declared_tags(configs)["a"] == (tags, frozenset(with_weights))
 
 
 def test_unknown_backbones_and_tags_are_refused_with_the_nearest():
