@@ -24,7 +24,14 @@ EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class _Group(click.Group):
-    """Commands that suggest the nearest name."""
+    """Commands that suggest the nearest name, and of which a reader may leave early."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would end with 1, which here means that trials failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(EXIT_DONE) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -80,7 +87,7 @@ def _open(study: str, overrides: tuple[str, ...], *, ran: bool = False) -> Sessi
     _check_home(home_folder())
     try:
         path = Path(study).expanduser()
-        is_folder = path.is_dir()
+        is_folder = bool(study) and path.is_dir()
         path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -277,11 +284,12 @@ def _decode_images(session: Session) -> None:
     """
     if all(session.store.is_done(trial.id) for trial in session.plan.trials):
         return
-    for dataset in session.plan.datasets:
+    for index, dataset in enumerate(session.plan.datasets):
         try:
             dataset.images()
         except InputError as error:
-            raise error.located(where=session.source.where, prefix="datasets") from None
+            error = error.located(prefix=f"datasets.{index}")
+            raise error.located(where=session.source.locate(error.key)) from None
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -409,9 +417,6 @@ def guarded(command: Callable[[], Any]) -> int:
         return EXIT_INTERRUPTED
     except click.exceptions.Exit as error:
         return int(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _complain(f"{error.filename or 'disk'}: no space left; free some and run again")
