@@ -1,0 +1,144 @@
+"""MLflow mirrors the store: one run a trial and a shared stage, complete after every run."""
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+from orchestrator.mirror import STAGES_EXPERIMENT, Mirror, trial_metrics
+from orchestrator.store import StageStore
+from orchestrator.tracking import MlflowTracker, NoTracker
+
+pytestmark = pytest.mark.mlflow
+
+
+def mirror_of(lab, plan, tracker):
+    return Mirror(plan, StageStore(lab.home / "store"), tracker, lab.home, "benchmark")
+
+
+def query(lab, sql, *values):
+    with sqlite3.connect(lab.home / "mlflow.db") as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+RUNS = (
+    "select e.name, t.value, r.status, r.run_uuid from runs r "
+    "join experiments e on e.experiment_id = r.experiment_id "
+    "join tags t on t.run_uuid = r.run_uuid and t.key = 'asymbench.key'"
+)
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory):
+    from tests.orchestrator.conftest import Lab
+
+    lab = Lab(tmp_path_factory.mktemp("mirror"))
+    changes = {"methods": {"csch": {"gamma": [1.0, 10.0]}}}
+    plan = lab.plan(**changes)
+    tracker = MlflowTracker(None, None, lab.home)
+    mirror = mirror_of(lab, plan, tracker)
+    lab.run(mirror, **changes)
+    mirror.complete()
+    report = tracker.close(60)
+    assert report.ok, report.failures
+    return lab, plan
+
+
+def test_there_is_one_run_a_trial_and_one_a_shared_stage(mirrored):
+    lab, plan = mirrored
+    found = {(experiment, key): status for experiment, key, status, _ in query(lab, RUNS)}
+    expected = {("small", trial.id) for trial in plan.trials}
+    expected |= {
+        (STAGES_EXPERIMENT, stage.id)
+        for stage in plan.stages.values()
+        if stage.kind in ("centers", "gallery")
+    }
+    assert found.keys() == expected
+    assert set(found.values()) == {"FINISHED"}
+    assert len(query(lab, RUNS)) == len(expected)
+
+
+def test_trial_run_has_params_metrics_and_artifacts(mirrored):
+    lab, plan = mirrored
+    trial = plan.trials[1]
+    run = next(uuid for _, key, _, uuid in query(lab, RUNS) if key == trial.id)
+    params = dict(query(lab, "select key, value from params where run_uuid = ?", run))
+    for name, value in {"method": "csch", "gamma": "10.0", "bits": "16", "seed": "0"}.items():
+        assert params[name] == value
+    assert params["query_backbone"] == "test_efficientnet"
+    metrics = dict(query(lab, "select key, value from latest_metrics where run_uuid = ?", run))
+    evaluation = json.loads((lab.store.folder(trial.id) / "evaluation.json").read_text())
+    assert metrics["map"] == evaluation["map"]
+    assert metrics["precision_at_k/10"] == evaluation["precision_at_k"]["10"]
+    assert {"seconds/gallery", "parameters/query", "flops/gallery"} <= metrics.keys()
+    curve = query(
+        lab,
+        "select step, value from metrics where run_uuid = ? and key = 'loss/query/instance' "
+        "order by step",
+        run,
+    )
+    history = json.loads((lab.store.folder(trial.stages["query"]) / "history.json").read_text())
+    assert curve == [(e["epoch"], e["loss/query/instance"]) for e in history]
+    folder = next((lab.home / "artifacts").glob(f"*/{run}/artifacts"))
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "trial.yaml",
+        "curves/evaluation.json",
+        "curves/precision_recall.png",
+        "curves/precision_at_k.png",
+        "weights/weights.safetensors",
+        "codes/query_codes.npy",
+        "codes/gallery_codes.npy",
+    } == names
+    assert np.load(folder / "codes/query_codes.npy").shape == (300, 2)
+
+
+def test_second_mirror_sends_nothing_and_opens_no_mlflow(mirrored, monkeypatch):
+    lab, plan = mirrored
+    before = query(lab, "select count(*) from metrics")
+    monkeypatch.setattr("orchestrator.tracking._import_mlflow", lambda: pytest.fail("opened"))
+    tracker = MlflowTracker(None, None, lab.home)
+    mirror_of(lab, plan, tracker).complete()
+    assert tracker.close(10).ok
+    assert query(lab, "select count(*) from metrics") == before
+
+
+def test_lost_database_is_rebuilt_from_the_store(mirrored):
+    lab, plan = mirrored
+    wanted = sorted(query(lab, "select key, step, value from metrics where key like 'loss/%'"))
+    keys = sorted(key for _, key, _, _ in query(lab, RUNS))
+    (lab.home / "mlflow.db").unlink()
+    tracker = MlflowTracker(None, None, lab.home)
+    mirror_of(lab, plan, tracker).complete()
+    assert tracker.close(60).ok
+    assert sorted(key for _, key, _, _ in query(lab, RUNS)) == keys
+    found = sorted(query(lab, "select key, step, value from metrics where key like 'loss/%'"))
+    assert found == wanted
+
+
+def test_tracker_that_is_down_fails_no_trial(lab):
+    plan = lab.plan(train={"epochs": 1})
+    tracker = MlflowTracker("http://127.0.0.1:9", None, lab.home)
+    mirror = mirror_of(lab, plan, tracker)
+    _, board = lab.run(mirror, train={"epochs": 1})
+    mirror.complete()
+    report = tracker.close(3)
+    assert not board.failed
+    assert lab.store.is_done(plan.trials[0].id)
+    assert not report.ok
+
+
+def test_trial_metrics_of_a_joint_trial_name_both_sides(lab):
+    plan, _ = lab.run(replay=False, train={"epochs": 1})
+    metrics = trial_metrics(plan.trials[0], StageStore(lab.home / "store"))
+    assert metrics["parameters/gallery"] > metrics["parameters/query"] > 0
+    assert "seconds/joint" in metrics
+
+
+def test_no_tracker_accepts_everything(lab):
+    plan = lab.plan(train={"epochs": 1})
+    mirror = mirror_of(lab, plan, NoTracker())
+    lab.run(mirror, train={"epochs": 1})
+    mirror.complete()
+    assert not (lab.home / "mlflow.db").exists()
