@@ -78,6 +78,7 @@ BACKBONES: dict[str, Backbone] = {
     "swin_tiny_patch4_window7_224": Backbone("ms_in1k", 4.4898, 27.519),
     "test_resnet": Backbone("r160_in1k", 0.2008, 0.373, 32),
     "test_efficientnet": Backbone("r160_in1k", 0.1118, 0.099, 32),
+    "test_byobnet": Backbone("r160_in1k", 0.0605, 0.200, 32),
     "test_vit": Backbone("r160_in1k", 0.0879, 0.312, 32),
 }
 """Backbones that planning knows by itself; any other timm model works too."""

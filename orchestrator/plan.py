@@ -151,7 +151,7 @@ class Plan:
         return [trial for trial in self.trials if stage_id in trial.stages.values()]
 
 
-def build_plan(study: Study, *, folder: Path, home: Path) -> Plan:
+def build_plan(study: Study, *, folder: Path, home: Path, cwd: Path | None = None) -> Plan:
     """Plan a study.
 
     Args:
@@ -159,6 +159,8 @@ def build_plan(study: Study, *, folder: Path, home: Path) -> Plan:
         folder: the study file's folder; a relative path that does not exist from the working
             directory is looked for there.
         home: ASYMBENCH_HOME, where datasets keep their listings.
+        cwd: the working directory that relative paths start from; this process' by default, and
+            that of the run for a study that was run before.
 
     Raises:
         InputError: a name, option or combination is wrong; ``key`` is the study's key.
@@ -166,9 +168,10 @@ def build_plan(study: Study, *, folder: Path, home: Path) -> Plan:
     plan = Plan(study=study.study)
     for kind in KINDS:  # also of kinds that this study does not have: a wrong request stays wrong
         _request(study, kind)
-    datasets = _datasets(study, folder, home)
+    places = (cwd or Path.cwd(), folder)
+    datasets = _datasets(study, places, home)
     plan.datasets = [dataset for _, dataset in datasets]
-    pairs = _pairs(study, folder)
+    pairs = _pairs(study, places)
     settings = _settings(study)
     for given, dataset in datasets:
         augmentation = _augmentation(study, dataset)
@@ -188,17 +191,15 @@ def build_plan(study: Study, *, folder: Path, home: Path) -> Plan:
     return plan
 
 
-def resolve(path: str, folder: Path) -> str:
-    """Return ``path`` as an absolute one: from the working directory, or from ``folder``."""
-    here = Path(path).expanduser()
-    if here.is_absolute() or here.exists():
-        return str(here.absolute())
-    beside = folder / here
-    return str((beside if beside.exists() else here).absolute())
+def resolve(path: str, places: tuple[Path, ...]) -> str:
+    """Return ``path`` as an absolute one: below the first of the places where it exists."""
+    given = Path(path).expanduser()
+    found = [place / given for place in places if (place / given).exists()]
+    return str((found or [places[0] / given])[0].absolute())
 
 
 def _datasets(
-    study: Study, folder: Path, home: Path
+    study: Study, places: tuple[Path, ...], home: Path
 ) -> list[tuple[str | dict[str, Any], Dataset]]:
     opened = []
     for index, given in enumerate(study.datasets):
@@ -207,14 +208,14 @@ def _datasets(
             given = dict(given)
             for option in ("root", "folder"):
                 if isinstance(given.get(option), str):
-                    given[option] = resolve(given[option], folder)
+                    given[option] = resolve(given[option], places)
             protocol = given.get("protocol", {})
             if not isinstance(protocol, dict):
                 raise InputError(
                     "must be a mapping of keys to values", key=f"{key}.protocol", value=protocol
                 )
             if isinstance(protocol.get("split_file"), str):
-                file = resolve(protocol["split_file"], folder)
+                file = resolve(protocol["split_file"], places)
                 given["protocol"] = {**protocol, "split_file": file}
         try:
             dataset = open_dataset(given, home=home)
@@ -233,12 +234,12 @@ _LONGEST_NAME = 200
 """Characters of a pair's name: two names of timm with their tags fit."""
 
 
-def _pairs(study: Study, folder: Path) -> list[PairSpec]:
+def _pairs(study: Study, places: tuple[Path, ...]) -> list[PairSpec]:
     pairs = []
     for index, given in enumerate(study.pairs):
         key = f"pairs.{index}"
         try:
-            pair = PAIRS.get(given) if isinstance(given, str) else _pair(given, folder)
+            pair = PAIRS.get(given) if isinstance(given, str) else _pair(given, places)
             for side, spec in (("query", pair.query), ("gallery", pair.gallery)):
                 try:
                     spec.check()
@@ -256,7 +257,7 @@ def _pairs(study: Study, folder: Path) -> list[PairSpec]:
     return pairs
 
 
-def _pair(given: Mapping[str, Any], folder: Path) -> PairSpec:
+def _pair(given: Mapping[str, Any], places: tuple[Path, ...]) -> PairSpec:
     data = dict(given)
     for side in ("query", "gallery"):
         value = data.get(side)
@@ -269,7 +270,7 @@ def _pair(given: Mapping[str, Any], folder: Path) -> PairSpec:
         elif value and isinstance(value.get("weights"), str):
             if not value["weights"]:
                 raise InputError("must be a path, this is empty", key=f"{side}.weights")
-            data[side] = {**value, "weights": resolve(value["weights"], folder)}
+            data[side] = {**value, "weights": resolve(value["weights"], places)}
         elif value is None:
             data.pop(side, None)  # `query:` with nothing behind it is a missing side
     try:

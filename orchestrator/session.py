@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,16 @@ class Session:
     study: Study
     source: Source
     overrides: tuple[str, ...]
+    cwd: Path
     plan: Plan
     home: Path
 
-    @property
+    @cached_property
     def store(self) -> StageStore:
         """The stage store of this home."""
         return StageStore(self.home / "store")
 
-    @property
+    @cached_property
     def estimator(self) -> Estimator:
         """Estimates from what this home has measured."""
         return Estimator.load(self.home)
@@ -62,34 +64,35 @@ def open_session(
         InputError: the study cannot be found or is wrong.
     """
     home = home or home_folder()
-    text, where, folder, before = _find(name, home, ran)
+    text, where, folder, cwd, before = _find(name, home, ran)
     every = (*before, *overrides)
     study, source = load_study(text, where, folder, every)
     try:
-        plan = build_plan(study, folder=folder, home=home)
+        plan = build_plan(study, folder=folder, home=home, cwd=cwd)
     except InputError as error:
         key = error.key or ""
         given = [o.partition("=")[0].strip() for o in every]
         by_set = any(key == g or key.startswith(f"{g}.") for g in given)
         location = f"{where} with --set" if by_set else source.locate(error.key)
         raise error.located(where=location) from None
-    return Session(study, source, every, plan, home)
+    return Session(study, source, every, cwd, plan, home)
 
 
-def _find(name: str, home: Path, ran: bool) -> tuple[str, str, Path, tuple[str, ...]]:
+def _find(name: str, home: Path, ran: bool) -> tuple[str, str, Path, Path, tuple[str, ...]]:
+    """Return text, name, folder, working directory and overrides of a study."""
     path = Path(name).expanduser()
     if path.is_file():
-        return _read(path), name, path.parent.absolute(), ()
+        return _read(path), name, path.parent.absolute(), Path.cwd(), ()
     if path.suffix in (".yaml", ".yml") or os.sep in name:
         raise InputError("no such study file", key="STUDY", value=name)
     shipped = presets()
     known = home / "studies" / name / "study.json"
     stored = read_json(known) if NAME.fullmatch(name) else None
     if name in shipped and not (ran and stored):
-        return _read(shipped[name]), shipped[name].name, Path.cwd(), ()
+        return _read(shipped[name]), shipped[name].name, Path.cwd(), Path.cwd(), ()
     if isinstance(stored, dict):
-        folder = Path(stored["folder"])
-        return stored["text"], stored["where"], folder, tuple(stored["overrides"])
+        folder, cwd = Path(stored["folder"]), Path(stored["cwd"])
+        return stored["text"], stored["where"], folder, cwd, tuple(stored["overrides"])
     runs = [p.parent.name for p in (home / "studies").glob("*/study.json")]
     raise UnknownNameError("study", name, {*shipped, *runs}, key="STUDY")
 
@@ -113,6 +116,7 @@ def remember(session: Session) -> None:
         "text": session.source.text,
         "where": session.source.where,
         "folder": str(session.source.folder),
+        "cwd": str(session.cwd),
         "overrides": list(session.overrides),
         "trials": [trial.id for trial in session.plan.trials],
     }
@@ -197,6 +201,7 @@ def summarize(session: Session) -> dict[str, Any]:
                 "seconds": round(sum(estimator.seconds(s) for s in stages if s.id in todo), 1),
             }
     share = sharing(plan, store, estimator)
+    chains = estimator.chains(plan)
     request = session.study.resources.model_dump(mode="json", exclude_none=True)
     return {
         "study": plan.study,
@@ -205,9 +210,7 @@ def summarize(session: Session) -> dict[str, Any]:
         "stages": kinds,
         "stages_to_run": len(todo),
         "seconds_to_run": round(sum(estimator.seconds(plan.stages[i]) for i in todo), 1),
-        "seconds_longest_chain": round(
-            max((estimator.chains(plan)[i] for i in todo), default=0.0), 1
-        ),
+        "seconds_longest_chain": round(max((chains[i] for i in todo), default=0.0), 1),
         "seconds_saved_by_sharing": round(share.saved, 1),
         "threads": session.study.train.threads,
         "resources": request,

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any | None:
     """Return the JSON in ``path``, or None where the file is missing or torn."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
@@ -125,13 +125,21 @@ class StageStore:
             StoreCorrupt: the manifest is not that of this stage.
         """
         if stage_id not in self._manifests:
-            raw = read_json(self.folder(stage_id) / "manifest.json")
-            if raw is None:
+            if not self.is_done(stage_id):
                 raise KeyError(stage_id)
-            if raw["id"] != stage_id or digest(raw["identity"]) != stage_id:
+            raw = read_json(self.folder(stage_id) / "manifest.json")
+            known = raw if isinstance(raw, dict) else {}
+            if known.keys() >= {"id", "identity"} and (
+                known["id"] != stage_id or digest(known["identity"]) != stage_id
+            ):
                 raise StoreCorrupt(f"{self.folder(stage_id)}: the manifest is of another stage")
+            if not known.keys() >= Manifest.__dataclass_fields__.keys():
+                raise StoreCorrupt(
+                    f"{self.folder(stage_id)}: the manifest cannot be read; "
+                    "remove the folder and run again"
+                )
             self._manifests[stage_id] = Manifest(
-                **{name: raw[name] for name in Manifest.__dataclass_fields__}
+                **{name: known[name] for name in Manifest.__dataclass_fields__}
             )
         return self._manifests[stage_id]
 

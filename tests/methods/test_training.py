@@ -137,7 +137,9 @@ def test_gradient_clipping_bounds_the_step():
     before = {k: v.clone() for k, v in learner.network.named_parameters()}
     views = make_data().view(np.arange(16), 0)
     learner.step(1000 * learner.forward(views, 0, 0).pow(2).mean(), 0, 0)
-    moved = sum(float((v - before[k]).detach().pow(2).sum()) for k, v in learner.network.named_parameters())
+    moved = sum(
+        float((v - before[k]).detach().pow(2).sum()) for k, v in learner.network.named_parameters()
+    )
     assert moved**0.5 == pytest.approx(1e-3, rel=1e-3)  # lr 1 times a gradient of norm 1e-3
 
 

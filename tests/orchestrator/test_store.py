@@ -236,3 +236,11 @@ def test_newest_checkpoint_that_reads_is_used(tmp_path):
     epochs, tensors, notes = found
     assert (epochs, tensors["w"].tolist(), notes) == (2, [2.0, 2.0], {"history": [2]})
     assert not (tmp_path / names[1]).exists()
+
+
+def test_manifest_that_cannot_be_read_is_named_and_not_a_missing_stage(tmp_path):
+    store = StageStore(tmp_path)
+    stage_id = finish(store, {"k": 1})
+    (store.folder(stage_id) / "manifest.json").write_text('{"id": ')
+    with pytest.raises(StoreCorrupt, match="cannot be read; remove the folder"):
+        StageStore(tmp_path).manifest(stage_id)

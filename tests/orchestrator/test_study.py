@@ -1,4 +1,4 @@
-"""Studies are read strictly; every mistake gets one message that says where and what is allowed."""
+"""Studies are read strictly; every mistake gets one message: where, and what is allowed."""
 
 from pathlib import Path
 

@@ -1,0 +1,79 @@
+"""Studies are found by path, preset and name, and mean the same from anywhere."""
+
+import json
+
+import pytest
+
+from orchestrator.session import open_session, remember, summarize
+from retrieval.errors import InputError
+
+STUDY = """\
+study: here
+datasets: [{folder: photos}]
+pairs:
+  - name: p
+    query: {backbone: test_efficientnet, size: 32}
+    gallery: {backbone: test_resnet, size: 32}
+methods: [csq]
+bits: [16]
+train: {batch_size: 4}
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        folder = tmp_path / "work" / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "work"
+
+
+def test_a_study_that_was_run_is_found_by_name_from_another_folder(photos, tmp_path, monkeypatch):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "here.yaml").write_text(STUDY)
+    home = tmp_path / "home"
+    monkeypatch.chdir(photos)  # the photos are found from the working directory
+    session = open_session("../studies/here.yaml", home=home)
+    remember(session)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = open_session("here", home=home, ran=True)
+    assert [t.id for t in again.plan.trials] == [t.id for t in session.plan.trials]
+    with pytest.raises(InputError, match="does not exist"):
+        open_session("../studies/here.yaml", home=home)
+
+
+def test_overrides_are_remembered_for_a_study_that_was_run(tmp_path):
+    session = open_session("quickstart", ("bits=[8]", "methods=[csq]"), home=tmp_path)
+    remember(session)
+    again = open_session("quickstart", home=tmp_path, ran=True)
+    assert {t.bits for t in again.plan.trials} == {8}
+    fresh = open_session("quickstart", home=tmp_path)
+    assert {t.bits for t in fresh.plan.trials} == {16, 32}
+
+
+def test_summary_is_json_and_counts_by_hand(tmp_path):
+    session = open_session(
+        "quickstart",
+        ("bits=[8]", "methods={csch: {assign: A_r, gamma: [1.0, 2.0]}}"),
+        home=tmp_path,
+    )
+    summary = json.loads(json.dumps(summarize(session)))
+    # 2 gammas x 2 query networks; one set of random centers and one gallery serve all four
+    assert summary["trials"] == 4
+    assert {k: v["stages"] for k, v in summary["stages"].items()} == {
+        "centers": 1,
+        "gallery": 1,
+        "query": 4,
+        "metrics": 4,
+    }
+    assert summary["stages_to_run"] == 10
+    assert summary["stages"]["gallery"]["uses"] == 4
