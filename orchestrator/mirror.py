@@ -23,6 +23,13 @@ _SHARED = ("centers", "gallery", "recording")
 """Kinds of stages that get a run of their own; the others are their trial's."""
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes repeated values out, instead of pointing at the first with anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 class Mirror:
     """Sends a plan's trials and shared stages to a tracker.
 
@@ -206,7 +213,7 @@ class Mirror:
                 for kind, stage_id in trial.stages.items()
             },
         }
-        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        text = yaml.dump(resolved, Dumper=_Plain, sort_keys=False, allow_unicode=True)
         if not (folder / "trial.yaml").exists():
             write_atomic(folder / "trial.yaml", text.encode())
         curves = read_json(evaluation) or {}
