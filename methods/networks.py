@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
@@ -105,9 +106,11 @@ class HashNetwork(nn.Module):
         backbone: a timm model without classifier.
         head: (n, features) -> (n, B).
         mean, std: of the backbone's own preprocessing, three numbers each.
+        size: the side's input size in px; larger views are brought to it. Both sides of a pair
+            train on the same views, which have the size of the larger one.
 
     Attributes:
-        backbone, head: as given.
+        backbone, head, size: as given.
     """
 
     mean: Tensor
@@ -119,8 +122,10 @@ class HashNetwork(nn.Module):
         head: nn.Sequential,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        size: int | None = None,
     ) -> None:
         super().__init__()
+        self.size = size
         self.backbone = backbone
         self.head = head
         # Not trained and not saved: they follow from the backbone's name.
@@ -145,6 +150,8 @@ class HashNetwork(nn.Module):
                 "a batch of 1 image cannot train a head with batch normalisation; "
                 "use batches of at least 2"
             )
+        if self.size is not None and views.shape[-1] != self.size:
+            views = F.interpolate(views, self.size, mode="bilinear", antialias=True)
         x = ((views - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         h: Tensor = self.head(self.backbone(x))
         return h
@@ -185,7 +192,7 @@ def build_network(
         features = _features(backbone, side)
         head_module = hash_head(head, features, bits)
     config = resolve_model_data_config(backbone)
-    return HashNetwork(backbone, head_module, config["mean"], config["std"]).train()
+    return HashNetwork(backbone, head_module, config["mean"], config["std"], side.size).train()
 
 
 def _create(name: str, side: SideSpec, source: dict[str, Any]) -> nn.Module:

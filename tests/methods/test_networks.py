@@ -288,3 +288,14 @@ def test_mobilenetv3_with_its_head_has_the_published_size():
         SideSpec(backbone="mobilenetv3_small_100", size=32), "fc_bn", 32, 0, "query"
     )
     assert count_parameters(network) / 1e6 == pytest.approx(1.55, abs=0.005)
+
+
+def test_views_of_the_larger_side_are_brought_to_the_network_s_own_size():
+    from torchvision.transforms.v2.functional import resize
+
+    network = build_network(SideSpec(backbone="test_resnet", size=24), "fc_bn", 8, 0, "query")
+    views = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    smaller = resize(views, [24, 24], antialias=True)
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network(views), network(smaller), rtol=1e-4, atol=1e-5)
