@@ -91,6 +91,13 @@ class Mirror:
             keys.append(trial.id)
         for key in keys:
             self.tracker.finish(key, "FAILED", {}, tags, [])
+            self._open.discard(key)
+
+    def interrupted(self) -> None:
+        """End the runs that are open as killed; the next run goes on with them."""
+        for key in sorted(self._open):
+            self.tracker.finish(key, "KILLED", {}, {}, [])
+        self._open.clear()
 
     # ---- the whole mirror ----------------------------------------------------------------
 

@@ -20,6 +20,9 @@ from search_spaces.presets import presets
 TRACKER_TIMEOUT = 120.0
 """Seconds that a finished run waits for a slow tracker before it says so and ends."""
 
+TRACKER_PATIENCE = 10.0
+"""The same for a run that was interrupted: whoever stopped it wants it to stop."""
+
 
 def home_folder() -> Path:
     """Return ASYMBENCH_HOME, by default ``runs`` in the working directory."""
@@ -175,8 +178,11 @@ def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> 
             with progress:
                 execute(plan, options, [progress, mirror])
         mirror.complete()
-    finally:
-        report = tracker.close(TRACKER_TIMEOUT)
+    except BaseException:
+        mirror.interrupted()
+        tracker.close(TRACKER_PATIENCE)
+        raise
+    report = tracker.close(TRACKER_TIMEOUT)
     lines = [f"{f.name}: {f.reason}" for f in report.failures]
     failed = sum(1 for trial in plan.trials if not store.is_done(trial.id))
     ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))

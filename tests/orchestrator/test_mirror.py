@@ -142,3 +142,47 @@ def test_no_tracker_accepts_everything(lab):
     lab.run(mirror, train={"epochs": 1})
     mirror.complete()
     assert not (lab.home / "mlflow.db").exists()
+
+
+class _Recorder(NoTracker):
+    """Keeps the calls that a tracker would get."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def is_mirrored(self, key, digest):
+        return False
+
+    def open(self, record):
+        self.calls.append(("open", record.key))
+
+    def finish(self, key, status, metrics=None, tags=None, artifacts=()):
+        self.calls.append((status, key))
+
+
+def test_interrupted_run_ends_its_open_runs_as_killed_and_opens_them_again(lab):
+    plan = lab.plan()
+    tracker = _Recorder()
+    mirror = mirror_of(lab, plan, tracker)
+    (gallery,) = plan.of_kind("gallery")
+    (trial,) = plan.trials
+    mirror.stage_started(gallery)
+    mirror.stage_started(plan.stages[trial.stages["query"]])
+    mirror.interrupted()
+    mirror.stage_started(gallery)
+    killed = sorted(("KILLED", key) for key in (gallery.id, trial.id))
+    opened = [("open", gallery.id), ("open", trial.id)]
+    assert tracker.calls == [*opened, *killed, ("open", gallery.id)]
+
+
+def test_failed_stage_ends_its_trials_with_the_reason(lab):
+    plan = lab.plan()
+    tracker = _Recorder()
+    mirror = mirror_of(lab, plan, tracker)
+    (gallery,) = plan.of_kind("gallery")
+    mirror.stage_failed(gallery, {"kind": "diverged", "reason": "nan", "detail": ""})
+    (trial,) = plan.trials
+    assert [c for c in tracker.calls if c[0] == "FAILED"] == [
+        ("FAILED", gallery.id),
+        ("FAILED", trial.id),
+    ]
