@@ -89,15 +89,22 @@ def _find(name: str, home: Path, ran: bool) -> tuple[str, str, Path, Path, tuple
     if path.suffix in (".yaml", ".yml") or os.sep in name:
         raise InputError("no such study file", key="STUDY", value=name)
     shipped = presets()
-    known = home / "studies" / name / "study.json"
-    stored = read_json(known) if NAME.fullmatch(name) else None
+    stored = _stored(home, name)
     if name in shipped and not (ran and stored):
         return _read(shipped[name]), shipped[name].name, Path.cwd(), Path.cwd(), ()
-    if isinstance(stored, dict):
-        folder, cwd = Path(stored["folder"]), Path(stored["cwd"])
+    if stored is not None:
+        folder = Path(stored["folder"])
+        cwd = Path(stored.get("cwd", folder))
         return stored["text"], stored["where"], folder, cwd, tuple(stored["overrides"])
     runs = [p.parent.name for p in (home / "studies").glob("*/study.json")]
     raise UnknownNameError("study", name, {*shipped, *runs}, key="STUDY")
+
+
+def _stored(home: Path, name: str) -> dict[str, Any] | None:
+    """Return the note of a study that was run, or None where there is none that reads."""
+    note = read_json(home / "studies" / name / "study.json") if NAME.fullmatch(name) else None
+    needed = {"text", "where", "folder", "overrides"}
+    return note if isinstance(note, dict) and needed <= note.keys() else None
 
 
 def _read(path: Path) -> str:

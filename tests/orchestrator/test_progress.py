@@ -163,6 +163,7 @@ def test_a_terminal_gets_failures_as_lines_and_the_rest_as_a_panel(tmp_path):
         progress.stage_started(query)
         progress.stage_progressed(query, EPOCH)
         progress.stage_failed(other, {"kind": "bug", "reason": "[red]KeyError[/red]"})
-        panel = progress._panel()
+        summary, panel = progress._panel().renderables
+    assert str(summary).startswith("0 of ")
     assert panel.row_count == 1
     assert "FAILED  query s1: bug: [red]KeyError[/red]" in stream.getvalue()

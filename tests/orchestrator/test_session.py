@@ -77,3 +77,12 @@ def test_summary_is_json_and_counts_by_hand(tmp_path):
     }
     assert summary["stages_to_run"] == 10
     assert summary["stages"]["gallery"]["uses"] == 4
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"text": ""}'])
+def test_a_damaged_note_of_a_study_is_an_unknown_study(tmp_path, note):
+    folder = tmp_path / "studies" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(note)
+    with pytest.raises(InputError, match="unknown study 'mine'"):
+        open_session("mine", home=tmp_path, ran=True)
