@@ -265,8 +265,10 @@ def run(
         click.echo("the results are complete in the store; run again to complete MLflow", err=True)
     elif session.study.tracking.enabled and not session.study.tracking.uri:
         database = session.home / "mlflow.db"
+        command = Path(sys.executable).with_name("mlflow")
+        shown = os.path.relpath(command) if command.exists() else "mlflow"
         click.echo(
-            f"compare in MLflow: mlflow ui --backend-store-uri sqlite:///{database}", err=True
+            f"compare in MLflow: {shown} ui --backend-store-uri sqlite:///{database}", err=True
         )
     if result.failed:
         click.echo(

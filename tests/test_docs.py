@@ -1,0 +1,35 @@
+"""What the documents show is what the program takes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import cli
+from orchestrator.study import load_study
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_study_in_the_readme_is_valid():
+    (text,) = re.findall(r"```yaml\n(study:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    study, _ = load_study(text, "README.md", ROOT)
+    assert study.method_grids()["csch"]["gamma"] == [0.0, 1.0, 10.0, 100.0]
+
+
+DOCUMENTS = ["README.md", "docs/results/cifar10_mini.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_in_the_documents_exist(document):
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"(?:^    |`)asymbench ([a-z]+)", text, re.MULTILINE))
+    assert named, "the document shows no command"
+    assert named <= set(cli.commands), document
+
+
+def test_make_targets_in_the_documents_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"`?make ([a-z]+)", (ROOT / document).read_text()):
+            assert f"\n{target}:" in makefile, (document, target)
