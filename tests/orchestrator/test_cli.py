@@ -356,14 +356,14 @@ def test_list_says_which_sides_read_labels(asymbench):
 def test_plan_counts_and_writes_nothing(asymbench, home):
     found = json.loads(asymbench("plan", "quickstart", "--json").out)
     assert (found["study"], found["trials"], found["trials_done"]) == ("quickstart", 16, 0)
-    kinds = {"centers": 8, "gallery": 8, "recording": 8, "query": 16, "metrics": 16}
+    kinds = {"centers": 6, "gallery": 6, "recording": 6, "query": 16, "metrics": 16}
     assert {kind: row["stages"] for kind, row in found["stages"].items()} == kinds
-    assert found["stages_to_run"] == 56
+    assert found["stages_to_run"] == 50
     assert found["seconds_to_run"] >= found["seconds_longest_chain"] > 0
     assert len(found["list"]) == 16
     assert set(found["list"][0]["to_run"]) == {"centers", "gallery", "query", "metrics"}
     table = asymbench("plan", "quickstart", "--trials")
-    assert "study quickstart: 16 trials, 0 done, 56 stages to run" in table.out
+    assert "study quickstart: 16 trials, 0 done, 50 stages to run" in table.out
     assert table.out.count("needs centers, gallery") == 16
     assert not home.exists()
 
