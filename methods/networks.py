@@ -311,6 +311,18 @@ def _load_weights(backbone: nn.Module, path: str, name: str) -> None:
     backbone.load_state_dict(kept)
 
 
+def fetch_published(backbone: str) -> str:
+    """Return the local file of a backbone's published weights, fetching it where it is not there.
+
+    Called once before a study starts, so that a missing network is one message and not as many
+    failed stages.
+
+    Raises:
+        InputError: ``key`` is "pretrained".
+    """
+    return _published_file(pinned(backbone))
+
+
 def _published_file(name: str) -> str:
     """Return the local file of timm's published weights, fetched where there is a network.
 

@@ -165,12 +165,14 @@ def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> 
     from orchestrator.tracking import MlflowTracker, NoTracker, Tracker
 
     study, plan, store, home = session.study, session.plan, session.store, session.home
+    done_before = {i for i in plan.stages if store.is_done(i)}
+    todo = needed_stages(plan, done_before)
+    fetch_weights(plan, todo)
     remember(session)
     tracker: Tracker = NoTracker()
     if study.tracking.enabled:
         tracker = MlflowTracker(study.tracking.uri, None, home)
     mirror = Mirror(plan, store, tracker, home, study.kind)
-    done_before = {i for i in plan.stages if store.is_done(i)}
     options = Options(
         home=home,
         device=study.resources.device,
@@ -181,7 +183,7 @@ def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> 
     slots = max(1, (cpus or visible_cpus()) // study.train.threads)
     progress = Progress(plan, store, session.estimator, slots=slots)
     try:
-        if needed_stages(plan, done_before):
+        if todo:
             with progress:
                 execute(plan, options, [progress, mirror])
         mirror.complete()
@@ -194,6 +196,31 @@ def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> 
     failed = sum(1 for trial in plan.trials if not store.is_done(trial.id))
     ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))
     return RunResult(failed, ran, sharing(plan, store), lines)
+
+
+def fetch_weights(plan: Plan, todo: set[str]) -> None:
+    """Have the published weights that stages will start from, before any starts.
+
+    Args:
+        plan: the plan.
+        todo: ids of the stages to run.
+
+    Raises:
+        InputError: weights are not in the local cache and cannot be fetched.
+    """
+    wanted = set()
+    for setup in (plan.stages[stage_id].setup for stage_id in todo):
+        sides = [setup.get("side"), setup.get("gallery_side"), *setup.get("sides", {}).values()]
+        wanted |= {s["backbone"] for s in sides if s and s["pretrained"] and not s["weights"]}
+    if not wanted:
+        return
+    from methods.networks import fetch_published
+
+    for backbone in sorted(wanted):
+        try:
+            fetch_published(backbone)
+        except InputError as error:
+            raise error.located(prefix="pairs") from None
 
 
 def summarize(session: Session) -> dict[str, Any]:

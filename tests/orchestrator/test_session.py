@@ -86,3 +86,32 @@ def test_a_damaged_note_of_a_study_is_an_unknown_study(tmp_path, note):
     (folder / "study.json").write_text(note)
     with pytest.raises(InputError, match="unknown study 'mine'"):
         open_session("mine", home=tmp_path, ran=True)
+
+
+def test_weights_that_cannot_be_fetched_are_refused_before_anything_runs(tmp_path, monkeypatch):
+    import methods.networks
+    from orchestrator.session import run
+
+    def offline(backbone):
+        raise InputError(f"the weights of {backbone!r} cannot be fetched", key="pretrained")
+
+    monkeypatch.setattr(methods.networks, "fetch_published", offline)
+    session = open_session(
+        "quickstart",
+        ("bits=[8]", "methods=[csq]", "pairs.0.query.pretrained=true"),
+        home=tmp_path,
+    )
+    with pytest.raises(InputError, match=r"test_efficientnet.* cannot be fetched") as caught:
+        run(session, executor="inline")
+    assert caught.value.key == "pairs.pretrained"
+    assert not (tmp_path / "studies").exists()
+    assert not (tmp_path / "store").exists()
+
+
+def test_local_weights_are_not_fetched(tmp_path, monkeypatch):
+    import methods.networks
+    from orchestrator.session import fetch_weights
+
+    monkeypatch.setattr(methods.networks, "fetch_published", lambda name: pytest.fail(name))
+    session = open_session("quickstart", ("bits=[8]",), home=tmp_path)
+    fetch_weights(session.plan, set(session.plan.stages))
