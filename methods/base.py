@@ -320,6 +320,7 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "recipe",
         "tensors",
         "training",
+        "two_stage",
     },
     group="asymbench.methods",
 )

@@ -9,20 +9,19 @@ from methods.base import (
     Batch,
     CentersKind,
     CentersSpec,
-    HashMethod,
     HeadKind,
-    Hyperparameters,
     LossTerms,
     Source,
     State,
     hyperparameter,
 )
 from methods.centers import check_centers
-from methods.losses import binary_center_loss, centroids, l2, tanh_quantization
+from methods.losses import binary_center_loss, centroids, tanh_quantization
 from methods.tensors import Tensor
+from methods.two_stage import TwoStage, TwoStageParams
 
 
-class CSQParams(Hyperparameters):
+class CSQParams(TwoStageParams):
     """Quantisation weight, head and centers of the gallery; the distillation's target, weight."""
 
     lambda_q: float = hyperparameter(
@@ -53,26 +52,16 @@ class CSQParams(Hyperparameters):
     flip_rows: bool = hyperparameter(
         False, reads=("centers",), search=(False, True), doc="give each Hadamard row a random sign"
     )
-    distill_weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the query's L2 loss"
-    )
-    distill_target: Literal["continuous", "binary"] = hyperparameter(
-        "continuous",
-        reads=("query",),
-        search=("continuous", "binary"),
-        doc="what the query is drawn to: the gallery's tanh outputs, or their signs",
-    )
 
 
 @METHODS.register("csq")
-class CSQ(HashMethod):
+class CSQ(TwoStage):
     """Binary cross-entropy of tanh outputs to each image's center, which the query then distils.
 
     Asymmetric use as in the CSCH paper's section 4.2: the paper's own loss trains the gallery, and
     the query learns its tanh outputs by L2, without labels.
     """
 
-    labels_needed = False
     Params = CSQParams
     params: CSQParams
     source = Source(
@@ -88,11 +77,6 @@ class CSQ(HashMethod):
     def head(self) -> HeadKind:
         """Outputs of the last linear layer; the losses apply the tanh."""
         return self.params.head
-
-    @property
-    def recording(self) -> Literal["sign", "float"]:
-        """Signs are enough for binary targets."""
-        return "sign" if self.params.distill_target == "binary" else "float"
 
     def centers(self) -> CentersSpec:
         """Rows of a Hadamard matrix in their own order."""
@@ -114,9 +98,3 @@ class CSQ(HashMethod):
             "center": binary_center_loss(h_g, target),
             "quantization": self.params.lambda_q * tanh_quantization(h_g),
         }
-
-    def query_loss(self, h_q: Tensor, g: Tensor, batch: Batch, state: State) -> LossTerms:
-        """L2 from tanh h_q (n, B) to the gallery's tanh outputs or codes g (n, B)."""
-        p = self.params
-        distance = l2(self.squash(h_q), self.squash(g), target=p.distill_target)
-        return {"distill": p.distill_weight * distance}

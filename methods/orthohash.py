@@ -9,19 +9,18 @@ from methods.base import (
     Batch,
     CentersKind,
     CentersSpec,
-    HashMethod,
-    Hyperparameters,
     LossTerms,
     Source,
     State,
     hyperparameter,
 )
 from methods.centers import check_centers
-from methods.losses import l2, margin_cross_entropy, margin_label_smoothing, sign_gap
+from methods.losses import margin_cross_entropy, margin_label_smoothing, sign_gap
 from methods.tensors import Tensor
+from methods.two_stage import TwoStage, TwoStageParams
 
 
-class OrthoHashParams(Hyperparameters):
+class OrthoHashParams(TwoStageParams):
     """Scale, margin and centers of the gallery's loss; target and weight of the distillation."""
 
     scale: float = hyperparameter(
@@ -57,26 +56,16 @@ class OrthoHashParams(Hyperparameters):
         search=("cos", "l1", "l2"),
         doc="distance from h to sgn(h) in the quantisation term",
     )
-    distill_weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the query's L2 loss"
-    )
-    distill_target: Literal["continuous", "binary"] = hyperparameter(
-        "continuous",
-        reads=("query",),
-        search=("continuous", "binary"),
-        doc="what the query is drawn to: the gallery's outputs, or their signs",
-    )
 
 
 @METHODS.register("orthohash")
-class OrthoHash(HashMethod):
+class OrthoHash(TwoStage):
     """The gallery classifies by cosine to the centers; the frozen gallery then teaches the query.
 
     Asymmetric use as in the CSCH paper's section 4.2: the paper's own loss trains the gallery, and
     the query learns its raw outputs by L2, without labels.
     """
 
-    labels_needed = False
     Params = OrthoHashParams
     params: OrthoHashParams
     source = Source(
@@ -88,11 +77,6 @@ class OrthoHash(HashMethod):
         note="of the losses for several labels only label smoothing is here, not the BCE "
         "variants; the query's stage follows the CSCH paper, which leaves target and weight open",
     )
-
-    @property
-    def recording(self) -> Literal["sign", "float"]:
-        """Signs are enough for binary targets."""
-        return "sign" if self.params.distill_target == "binary" else "float"
 
     def centers(self) -> CentersSpec:
         """Centers in the generator's order."""
@@ -117,8 +101,3 @@ class OrthoHash(HashMethod):
         if p.quant_weight:
             terms["quantization"] = p.quant_weight * sign_gap(h_g, p.quant)
         return terms
-
-    def query_loss(self, h_q: Tensor, g: Tensor, batch: Batch, state: State) -> LossTerms:
-        """L2 from h_q (n, B) to the gallery's outputs or codes g (n, B)."""
-        p = self.params
-        return {"distill": p.distill_weight * l2(h_q, g, target=p.distill_target)}

@@ -1,9 +1,9 @@
 """The stage store: content-addressed results in a folder, the truth that everything mirrors.
 
-    <root>/stages/<id>/manifest.json   a finished stage; the folder appears by one rename
-    <root>/work/<id>/                  a stage in progress: checkpoints, recording, progress.json
-    <root>/locks/<id>.lock             held by the one process that works on the stage
-    <root>/failures/<id>.json          the last failure, until the stage succeeds
+    stages/ID/manifest.json   a finished stage; the folder appears by one rename
+    work/ID/                  a stage in progress: checkpoints, recording, progress.json
+    locks/ID.lock             held by the one process that works on the stage
+    failures/ID.json          the last failure, until the stage succeeds
 
 A stage's id is the SHA-256 of the canonical JSON of all that determines its output. A stage is
 finished when its manifest exists. The lock is the operating system's, so it ends with its holder:
