@@ -50,6 +50,7 @@ class Mirror:
         self.folder = home / "studies" / plan.study / "trials"
         self.kind = kind
         self._open: set[str] = set()
+        self._trials = {trial.id: trial for trial in plan.trials}  # by their metrics stage
         self._owners: dict[str, list[Trial]] = {}
         for trial in plan.trials:
             for stage_kind in ("query", "joint"):
@@ -76,9 +77,7 @@ class Mirror:
         if stage.kind in _SHARED:
             self._finish_stage(stage)
         elif stage.kind == "metrics":
-            for trial in self.plan.trials_of(stage.id):
-                if trial.id == stage.id:
-                    self._finish_trial(trial)
+            self._finish_trial(self._trials[stage.id])
 
     def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
         """End the stage's run and its trials' as failed, with the reason."""

@@ -203,7 +203,7 @@ class _Runner:
 
     def views(self, size: int) -> Views:
         """Return the dataset's views at ``size`` pixels."""
-        augmentation = Augmentation(**_tuples(self.setup.get("augmentation") or {}))
+        augmentation = Augmentation(**self.setup.get("augmentation") or {})
         seed = int(self.setup["seed"])
         return Views(self.dataset.images().array, size, augmentation, seed, device=self.device)
 
@@ -303,11 +303,11 @@ class _Runner:
 
     def _report_epoch(self, report: EpochReport, epochs: int) -> None:
         speed = report.images / report.seconds if report.seconds else 0.0
-        note = {
-            "epoch": report.epoch + 1,
-            "epochs": epochs,
-            "metrics": {**report.metrics, "images_per_second": speed},
-        }
+        self._tell(report.epoch, epochs, {**report.metrics, "images_per_second": speed})
+
+    def _tell(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
+        """Tell the driver, and whoever asks for the status, that this 0-based epoch is done."""
+        note = {"epoch": epoch + 1, "epochs": epochs, "metrics": metrics}
         write_json(
             self.folder / "progress.json", {**note, "pid": os.getpid(), "time": time.time()}
         )
@@ -356,11 +356,14 @@ class _Runner:
         tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         save_file(tensors, self.folder / name)
 
-    def load_weights(self, network: HashNetwork, stage_id: str, name: str) -> HashNetwork:
+    def frozen_gallery(self, side: dict[str, Any], head: str) -> HashNetwork:
+        """Return the network of the gallery stage that this stage consumes."""
         from safetensors.torch import load_file
 
-        network.load_state_dict(load_file(self.store.read(stage_id, name)))
-        return network.to(self.device)
+        network = self.network(side, head, "gallery")
+        weights = self.store.read(self.work.inputs["gallery"], "weights.safetensors")
+        network.load_state_dict(load_file(weights))
+        return network
 
     # ---- the kinds -----------------------------------------------------------------------
 
@@ -396,7 +399,6 @@ class _Runner:
 
     def gallery(self) -> Outcome:
         """Train a gallery network; record its codes; encode the gallery."""
-        from methods.networks import count_flops, count_parameters
         from methods.training import Trainer
 
         setup = self.setup
@@ -425,11 +427,7 @@ class _Runner:
         )
         speed = self.train(trainer, recipe.epochs)
         self._finish_gallery(network, setup["side"], "weights.safetensors")
-        result = {
-            "final": self.history[-1],
-            "parameters": count_parameters(network),
-            "flops": count_flops(network, int(setup["side"]["size"])),
-        }
+        result = {"final": self.history[-1], **_sizes(network, setup["side"])}
         return Outcome(result=result, cost=speed)
 
     def _finish_gallery(self, network: HashNetwork, side: dict[str, Any], weights: str) -> None:
@@ -445,21 +443,16 @@ class _Runner:
 
         setup, data = self.setup, self.data()
         recipe = Recipe(epochs=setup["epochs"], batch_size=setup["batch_size"])
-        network = self.network(setup["side"], setup["head"], "gallery")
-        self.load_weights(network, self.work.inputs["gallery"], "weights.safetensors")
+        network = self.frozen_gallery(setup["side"], setup["head"])
         teacher = LiveTeacher(network, setup["recording"], setup["precision"])
         sink = Recorder(self.folder, setup["recording"], len(data), int(setup["bits"]))
         whole = sorted((self.folder / "recording").glob("epoch-*.npy"))
         for epoch in record(teacher, data, recipe, sink, start=len(whole)):
-            note = {"epoch": epoch + 1, "epochs": recipe.epochs, "metrics": {}}
-            progress = {**note, "pid": os.getpid(), "time": time.time()}
-            write_json(self.folder / "progress.json", progress)
-            self.report({"event": "epoch", **note})
+            self._tell(epoch, recipe.epochs, {})
         return Outcome(result={"epochs": recipe.epochs})
 
     def query(self) -> Outcome:
         """Train a query network on recorded codes, or on a live frozen gallery."""
-        from methods.networks import count_flops, count_parameters
         from methods.training import CodeSource, LiveTeacher, Trainer
 
         setup, inputs = self.setup, self.work.inputs
@@ -476,8 +469,7 @@ class _Runner:
             folder = self.store.folder(recorded)
             source = Replay(folder, setup["recording"], int(setup["bits"]), self.device)
         else:
-            teacher = self.network(setup["gallery_side"], setup["gallery_head"], "gallery")
-            self.load_weights(teacher, inputs["gallery"], "weights.safetensors")
+            teacher = self.frozen_gallery(setup["gallery_side"], setup["gallery_head"])
             source = LiveTeacher(teacher, setup["recording"], setup["gallery_precision"])
 
         def validate(epoch: int) -> dict[str, float]:
@@ -496,16 +488,11 @@ class _Runner:
         speed = self.train(trainer, recipe.epochs)
         self.save_weights(network, "weights.safetensors")
         self.save("query_codes.npy", self.encode(network, setup["side"], "query"))
-        result = {
-            "final": self.history[-1],
-            "parameters": count_parameters(network),
-            "flops": count_flops(network, int(setup["side"]["size"])),
-        }
+        result = {"final": self.history[-1], **_sizes(network, setup["side"])}
         return Outcome(result=result, cost=speed)
 
     def joint(self) -> Outcome:
         """Train both networks in the same steps."""
-        from methods.networks import count_flops, count_parameters
         from methods.training import Trainer
 
         setup, data = self.setup, self.data()
@@ -556,15 +543,14 @@ class _Runner:
         self.save("query_codes.npy", query_codes)
         result: dict[str, Any] = {"final": self.history[-1]}
         for name, network in networks.items():
-            size = int(setup["sides"][name]["size"])
             prefix = "gallery_" if name == "gallery" else ""
-            result[f"{prefix}parameters"] = count_parameters(network)
-            result[f"{prefix}flops"] = count_flops(network, size)
+            sizes = _sizes(network, setup["sides"][name])
+            result |= {f"{prefix}{key}": value for key, value in sizes.items()}
         return Outcome(result=result, cost=speed)
 
     def metrics(self) -> Outcome:
         """Score the test queries, once."""
-        from retrieval.metrics import evaluate
+        from retrieval.metrics import evaluate, expected_map
 
         inputs = self.work.inputs
         query_stage = inputs.get("joint") or inputs["query"]
@@ -576,7 +562,7 @@ class _Runner:
         truth = (labels[splits.query], labels[splits.gallery])
         bits, at = int(self.setup["bits"]), self.setup["at"]
         scored = evaluate(query_codes, gallery_codes, *truth, bits=bits, at=at)
-        symmetric = evaluate(both, gallery_codes, *truth, bits=bits, at=at)
+        symmetric = expected_map(both, gallery_codes, *truth, bits=bits, at=at)
         evaluation = scored.to_json()
         write_json(self.folder / "evaluation.json", evaluation)
         self.save("average_precision.npy", scored.average_precision)
@@ -585,9 +571,14 @@ class _Runner:
             for name, value in evaluation.items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
-        return Outcome(result={**result, "map_symmetric": symmetric.map})
+        return Outcome(result={**result, "map_symmetric": symmetric})
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the augmentation has pairs."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+def _sizes(network: HashNetwork, side: dict[str, Any]) -> dict[str, int]:
+    """Return the parameters of a network, and the operations of one image at its input size."""
+    from methods.networks import count_flops, count_parameters
+
+    return {
+        "parameters": count_parameters(network),
+        "flops": count_flops(network, int(side["size"])),
+    }
