@@ -313,8 +313,10 @@ class _Runner:
         )
         self.report({"event": "epoch", **note})
 
-    def encode(self, network: HashNetwork, side: dict[str, Any], split: str) -> NDArray[np.uint8]:
-        """Return packed codes of a split, each side at its own input size."""
+    def embed(
+        self, network: HashNetwork, side: dict[str, Any], split: str
+    ) -> NDArray[np.float32]:
+        """Return the continuous codes h (n, B) of a split, each side at its own input size."""
         from methods.training import encode
 
         rows = getattr(self.dataset.splits(), split)
@@ -323,7 +325,17 @@ class _Runner:
             from methods.training import TrainingDiverged
 
             raise TrainingDiverged(f"the network's outputs on the {split} split are not finite")
-        return pack(h)
+        return h
+
+    def encode(self, network: HashNetwork, side: dict[str, Any], split: str) -> NDArray[np.uint8]:
+        """Return packed codes of a split."""
+        return pack(self.embed(network, side, split))
+
+    def save_codes(self, network: HashNetwork, side: dict[str, Any], split: Side) -> None:
+        """Keep a split's codes twice: packed, and continuous for retrieval by embeddings."""
+        h = self.embed(network, side, split)
+        self.save(f"{split}_codes.npy", pack(h))
+        self.save(f"{split}_embeddings.npy", h)
 
     def validation_map(
         self, query_codes: NDArray[np.uint8], gallery_codes: NDArray[np.uint8]
@@ -433,7 +445,7 @@ class _Runner:
     def _finish_gallery(self, network: HashNetwork, side: dict[str, Any], weights: str) -> None:
         self.save_weights(network, weights)
         self.report({"event": "encoding"})
-        self.save("gallery_codes.npy", self.encode(network, side, "gallery"))
+        self.save_codes(network, side, "gallery")
         self.save("gallery_network_query_codes.npy", self.encode(network, side, "query"))
         self.save("validation_gallery.npy", self.encode(network, side, "validation_gallery"))
 
@@ -487,7 +499,7 @@ class _Runner:
         )
         speed = self.train(trainer, recipe.epochs)
         self.save_weights(network, "weights.safetensors")
-        self.save("query_codes.npy", self.encode(network, setup["side"], "query"))
+        self.save_codes(network, setup["side"], "query")
         result = {"final": self.history[-1], **_sizes(network, setup["side"])}
         return Outcome(result=result, cost=speed)
 
@@ -539,8 +551,7 @@ class _Runner:
             networks["gallery"], setup["sides"]["gallery"], "gallery_weights.safetensors"
         )
         self.save_weights(networks["query"], "weights.safetensors")
-        query_codes = self.encode(networks["query"], setup["sides"]["query"], "query")
-        self.save("query_codes.npy", query_codes)
+        self.save_codes(networks["query"], setup["sides"]["query"], "query")
         result: dict[str, Any] = {"final": self.history[-1]}
         for name, network in networks.items():
             prefix = "gallery_" if name == "gallery" else ""

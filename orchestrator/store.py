@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.errors import StoreCorrupt
 
-FORMAT = 1
+FORMAT = 2
 """Version of the store's layout and of what every stage computes beside its method."""
 
 
