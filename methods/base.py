@@ -10,13 +10,18 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from methods.tensors import Tensor
+from retrieval.errors import InputError
 from retrieval.registry import Registry
+from retrieval.streams import generator
 from retrieval.validation import explain_validation
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "METHODS",
@@ -25,25 +30,36 @@ __all__ = [
     "HashMethod",
     "Hyperparameters",
     "LossTerms",
+    "Outputs",
+    "Phase",
+    "Quantizer",
     "Schedule",
     "Source",
     "StageKind",
     "State",
     "Task",
+    "TrainedStage",
+    "TrainingSplit",
     "build_method",
     "hyperparameter",
 ]
 
 StageKind = Literal["centers", "gallery", "query"]
+TrainedStage = Literal["gallery", "query", "joint"]
+Phase = Literal["both", "query", "gallery"]
 HeadKind = Literal["fc_bn", "fc_tanh", "fc_bn_tanh", "mlp3_tanh"]
 Assignment = Literal["none", "A_r", "A_q", "A_g", "A_b"]
-CentersKind = Literal["hadamard", "hadamard_ext", "bernoulli", "greedy"]
+CentersKind = Literal["hadamard", "hadamard_ext", "bernoulli", "greedy", "mds"]
 
 LossTerms = dict[str, Tensor]
 """Loss terms by name, already weighted: what is optimised is their sum."""
 
 State = dict[str, Tensor]
-"""What a method keeps between steps (centers, memory rows); saved in every checkpoint."""
+"""What a method keeps between steps (centers, memory rows, anchors), on the training's device."""
+
+Outputs = Mapping[str, Tensor]
+"""What the networks said of one batch: h_q under "query", h_g under "gallery", and the gallery's
+momentum encoder's under "momentum", each (n, B), where there is such a network."""
 
 
 class Schedule(StrEnum):
@@ -101,10 +117,37 @@ def hyperparameter(
     return Field(default=default, description=doc, json_schema_extra=extra, **limits)
 
 
+class Quantizer(BaseModel):
+    """A quantisation term that any method can be given: ``quantizer: {name: caq}``.
+
+    Attributes:
+        name: "caq" is the correlation-aware quantisation of DCAH, see ``methods.quantizers``.
+        mode: "add" puts it beside the method's own terms; "replace" sets the weights of the
+            method's own explicit quantisation (its ``quantization_weights``) to 0.
+        weight: of the term.
+        t0, t1: temperatures of the binary and of the continuous similarities; null takes the
+            published ones of the code length.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: Literal["caq"]
+    mode: Literal["add", "replace"] = "add"
+    weight: float = Field(1.0, gt=0)
+    t0: float | None = Field(None, gt=0)
+    t1: float | None = Field(None, gt=0)
+
+
 class Hyperparameters(BaseModel):
     """Base of every method's hyperparameters: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    quantizer: Quantizer | None = hyperparameter(
+        None,
+        reads=("query",),
+        doc="a quantisation term beside the method's own, or in its place: {name: caq, mode: add}",
+    )
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Hyperparameters:
@@ -130,6 +173,8 @@ class Hyperparameters(BaseModel):
     def read_by(self, *stages: StageKind) -> dict[str, Any]:
         """Return the hyperparameters that any of ``stages`` reads, as JSON values."""
         values = self.model_dump(mode="json")
+        if self.quantizer is None:  # no quantizer is no setting
+            del values["quantizer"]
         return {n: v for n, v in values.items() if set(self.readers(n)) & set(stages)}
 
 
@@ -175,6 +220,7 @@ class Batch:
         classes: (n,) int64 class numbers; None for a multi-label dataset.
         tie_bits: (n, B) in {-1, +1}, one fixed vector an image; decides zero sums of centers.
         epoch: 0-based epoch.
+        phase: which side is being trained, in a method that alternates; else "both".
     """
 
     rows: Tensor
@@ -182,6 +228,32 @@ class Batch:
     classes: Tensor | None
     tie_bits: Tensor
     epoch: int = 0
+    phase: Phase = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSplit:
+    """What a method may know of the whole training split, before and between epochs.
+
+    Attributes:
+        labels: (N, C) multi-hot in {0, 1}, float32, on the training's device.
+        classes: (N,) int64 class numbers; None for a multi-label dataset.
+        seed: the trial's.
+        embeddings: (N, B) raw outputs h_g of the frozen gallery for the training images without
+            augmentation, float32; None unless the method :attr:`~HashMethod.reads_embeddings`.
+    """
+
+    labels: Tensor
+    classes: Tensor | None
+    seed: int
+    embeddings: Tensor | None = None
+
+    def generator(self, *purpose: str | int) -> np.random.Generator:
+        """Return a random generator that is a function of the seed and the purpose alone."""
+        return generator(self.seed, "method", *purpose)
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +286,12 @@ class HashMethod(ABC):
         Params: the hyperparameters' class.
         source: the paper.
         labels_needed: whether the query's stage reads labels.
+        embeddings: whether the method is made for continuous embeddings, so that ranking by them
+            is its native use and Hamming ranking of their signs is ours.
+        memory: names in the state that training changes. They are in every checkpoint; all other
+            state is made anew by :meth:`initial_state`, to the same values.
+        quantization_weights: hyperparameters that weigh an explicit quantisation; a quantizer with
+            ``mode: replace`` sets them to 0.
     """
 
     name: ClassVar[str]
@@ -221,8 +299,13 @@ class HashMethod(ABC):
     Params: ClassVar[type[Hyperparameters]]
     source: ClassVar[Source]
     labels_needed: ClassVar[bool] = True
+    embeddings: ClassVar[bool] = False
+    memory: ClassVar[tuple[str, ...]] = ()
+    quantization_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Hyperparameters, task: Task) -> None:
+        if params.quantizer is not None and params.quantizer.mode == "replace":
+            params = params.model_copy(update=dict.fromkeys(self.quantization_weights, 0.0))
         self.params = params
         self.task = task
 
@@ -242,6 +325,31 @@ class HashMethod(ABC):
     def recording(self) -> Literal["sign", "float"]:
         """What the query loss reads of the gallery's codes: "sign" is b_g, "float" is h_g."""
         return "float"
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What one epoch of a JOINT method is made of, one pass over the training split each.
+
+        "both" steps both networks in the same steps. In a method that alternates, the network
+        whose phase it is not is in eval mode and without gradient.
+        """
+        return ("both",)
+
+    @property
+    def momentum(self) -> float | None:
+        """The gallery's momentum encoder keeps this share of itself at each step; None: none.
+
+        Its outputs reach :meth:`remember` under "momentum".
+        """
+        return None
+
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether the query's stage reads the frozen gallery's embeddings of the training split.
+
+        Only with schedule FROZEN.
+        """
+        return False
 
     def gallery_method(self) -> HashMethod:
         """The method that trains the gallery: itself, or the teacher that it distils from.
@@ -272,6 +380,30 @@ class HashMethod(ABC):
             InputError: with ``key`` set to the hyperparameter to change, or to "bits".
         """
 
+    # ---- state ---------------------------------------------------------------------------
+
+    def initial_state(self, stage: TrainedStage, split: TrainingSplit) -> State:
+        """Return what the method keeps during ``stage``, beside the centers, before any step.
+
+        Called once a stage, also when it goes on from a checkpoint; a pure function of ``split``.
+        """
+        return {}
+
+    def begin_epoch(self, epoch: int, split: TrainingSplit, state: State) -> None:  # noqa: B027
+        """Change ``state`` before an epoch, as a function of the epoch, the split and itself."""
+
+    def remember(  # noqa: B027
+        self, stage: TrainedStage, outputs: Outputs, batch: Batch, state: State
+    ) -> None:
+        """Keep what the networks say of a batch in ``state``; called before each loss.
+
+        Outputs carry no gradient here, and are as raw as those that the losses get.
+        """
+
+    def end_epoch(self, stage: TrainedStage, state: State) -> dict[str, float]:
+        """Change ``state`` after an epoch, its phases included; return what is worth watching."""
+        return {}
+
     # ---- losses --------------------------------------------------------------------------
 
     def gallery_loss(self, h_g: Tensor, batch: Batch, state: State) -> LossTerms:
@@ -294,6 +426,24 @@ class HashMethod(ABC):
         """Loss terms of both networks, where gradients reach both (schedule JOINT)."""
         raise TypeError(f"method {self.name!r} has no joint loss")
 
+    def query_terms(self, h_q: Tensor, g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """Return :meth:`query_loss` and the quantizer's term; what the trainer optimises."""
+        return self.query_loss(h_q, g, batch, state) | self._quantizer_terms(h_q, g)
+
+    def joint_terms(self, h_q: Tensor, h_g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """Return :meth:`joint_loss` and the quantizer's term; what the trainer optimises."""
+        terms = self.joint_loss(h_q, h_g, batch, state)
+        return terms if batch.phase == "gallery" else terms | self._quantizer_terms(h_q, h_g)
+
+    def _quantizer_terms(self, h_q: Tensor, g: Tensor) -> LossTerms:
+        from methods.quantizers import quantizer_loss
+
+        given = self.params.quantizer
+        if given is None:
+            return {}
+        loss = quantizer_loss(given, self.squash(h_q), g, self.task.bits)
+        return {given.name: given.weight * loss}
+
     def describe(self) -> dict[str, Any]:
         """Return what ``asymbench list methods`` shows of the method with these parameters."""
         return {
@@ -314,9 +464,11 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "assignment",
         "base",
         "centers",
+        "distilled",
         "losses",
         "networks",
         "pairs",
+        "quantizers",
         "recipe",
         "tensors",
         "training",
@@ -335,6 +487,15 @@ def build_method(name: str, given: Mapping[str, Any], task: Task) -> HashMethod:
             with the task.
     """
     cls = METHODS.get(name)
-    method = cls(cls.Params.parse(given), task)
+    params = cls.Params.parse(given)
+    replaced = params.quantizer is not None and params.quantizer.mode == "replace"
+    if replaced and not cls.quantization_weights:
+        raise InputError(
+            f"method {name!r} has no quantisation term of its own that could be replaced",
+            key="quantizer.mode",
+            value="replace",
+            hint="set mode: add",
+        )
+    method = cls(params, task)
     method.check()
     return method

@@ -124,6 +124,7 @@ class CSCH(HashMethod):
 
     Params = CSCHParams
     params: CSCHParams
+    quantization_weights = ("gamma",)
     source = Source(
         title="Central similarity consistency hashing for asymmetric image retrieval",
         venue="Xuan et al.",

@@ -64,6 +64,7 @@ class CSQ(TwoStage):
 
     Params = CSQParams
     params: CSQParams
+    quantization_weights = ("lambda_q",)
     source = Source(
         title="Central similarity quantization for efficient image and video retrieval",
         venue="CVPR",

@@ -68,6 +68,7 @@ class OrthoHash(TwoStage):
 
     Params = OrthoHashParams
     params: OrthoHashParams
+    quantization_weights = ("quant_weight",)
     source = Source(
         title="One loss for all: deep hashing with a single cosine similarity based learning "
         "objective",

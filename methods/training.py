@@ -11,7 +11,9 @@ Nothing here touches files or knows where it runs.
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -21,7 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from methods.base import Batch, HashMethod, LossTerms, Schedule, State
+from methods.base import (
+    Batch,
+    HashMethod,
+    LossTerms,
+    Phase,
+    Schedule,
+    State,
+    TrainedStage,
+    TrainingSplit,
+)
 from methods.recipe import Recipe
 from retrieval import streams
 from retrieval.augmentation import Views
@@ -125,7 +136,14 @@ class TrainingData:
         """Return the augmented images (n, 3, S, S) of these positions in this epoch."""
         return self.views.train(self.rows[positions], epoch)
 
-    def batch(self, positions: NDArray[np.int64], epoch: int) -> Batch:
+    def split(self, embeddings: NDArray[np.float32] | None = None) -> TrainingSplit:
+        """Return the whole split as methods may see it, with the gallery's embeddings if given."""
+        given = None if embeddings is None else torch.from_numpy(embeddings).to(self.device)
+        return TrainingSplit(
+            labels=self._labels, classes=self._classes, seed=self.seed, embeddings=given
+        )
+
+    def batch(self, positions: NDArray[np.int64], epoch: int, phase: Phase = "both") -> Batch:
         """Return labels and identities of these positions."""
         index = torch.from_numpy(positions).to(self.device)
         return Batch(
@@ -134,6 +152,7 @@ class TrainingData:
             classes=None if self._classes is None else self._classes[index],
             tie_bits=self._ties[index],
             epoch=epoch,
+            phase=phase,
         )
 
 
@@ -147,6 +166,7 @@ class Learner:
         recipe: how it is trained.
         steps_per_epoch: optimiser steps in an epoch.
         seed: the trial's seed.
+        momentum: share of itself that a momentum encoder keeps at each step; None: none is kept.
     """
 
     def __init__(
@@ -158,6 +178,7 @@ class Learner:
         *,
         steps_per_epoch: int,
         seed: int,
+        momentum: float | None = None,
     ) -> None:
         self.side = side
         self.network = network
@@ -169,16 +190,36 @@ class Learner:
         self.optimizer = _optimizer(
             recipe, [{"params": groups[name], "lr": self._rates[name]} for name in self._names]
         )
+        self.momentum = momentum
+        self.shadow = None if momentum is None else copy.deepcopy(network).requires_grad_(False)
 
     def forward(self, views: Tensor, epoch: int, step: int) -> Tensor:
         """Return h (n, B) in float32, drawing dropout from this side's own stream."""
+        return self._forward(self.network, views, "forward", epoch, step)
+
+    def forward_momentum(self, views: Tensor, epoch: int, step: int) -> Tensor | None:
+        """Move the momentum encoder towards the network and return its h (n, B), if there is one.
+
+        Parameters are averaged; batch statistics are its own, of its own training-mode passes.
+        """
+        if self.shadow is None or self.momentum is None:
+            return None
+        with torch.no_grad():
+            pairs = zip(self.shadow.parameters(), self.network.parameters(), strict=True)
+            for kept, new in pairs:
+                kept.mul_(self.momentum).add_(new, alpha=1 - self.momentum)
+            return self._forward(self.shadow.train(), views, "momentum", epoch, step)
+
+    def _forward(
+        self, network: nn.Module, views: Tensor, purpose: str, epoch: int, step: int
+    ) -> Tensor:
         device = views.device.type
         reduced = self.recipe.precision == "bf16"
         with (
-            streams.torch_stream(self.seed, self.side, "forward", epoch, step),
+            streams.torch_stream(self.seed, self.side, purpose, epoch, step),
             torch.autocast(device, dtype=torch.bfloat16, enabled=reduced),
         ):
-            output: Tensor = self.network(views)
+            output: Tensor = network(views)
         return output.float() if reduced else output
 
     def step(self, loss: Tensor, epoch: int, step: int) -> None:
@@ -203,6 +244,8 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that training goes on from, by name."""
         saved = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        if self.shadow is not None:
+            saved |= {f"momentum.{k}": v for k, v in self.shadow.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 saved[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
@@ -210,8 +253,9 @@ class Learner:
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`tensors` returned."""
-        network = {k.removeprefix("network."): v for k, v in saved.items() if k[:8] == "network."}
-        self.network.load_state_dict(network)
+        self.network.load_state_dict(_below("network.", saved))
+        if self.shadow is not None:
+            self.shadow.load_state_dict(_below("momentum.", saved))
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             if key.startswith("optimizer."):
@@ -219,6 +263,11 @@ class Learner:
                 state.setdefault(int(index), {})[name] = value.clone()
         current = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+def _below(prefix: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
 
 
 def _optimizer(recipe: Recipe, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
@@ -273,7 +322,8 @@ class Trainer:
         gallery: the gallery side, where this stage trains it.
         source: the gallery's codes, where the query trains and the gallery does not.
         sink: where the gallery's codes are recorded while it trains, if they are.
-        state: the method's state (centers and the like), on the device.
+        state: what other stages gave (centers), on the device; the method adds its own.
+        embeddings: (N, B) the frozen gallery's outputs for the split, for methods that read them.
         validate: called after each epoch with the epoch; its values join the report.
 
     Attributes:
@@ -290,6 +340,7 @@ class Trainer:
         source: CodeSource | None = None,
         sink: CodeSink | None = None,
         state: State | None = None,
+        embeddings: NDArray[np.float32] | None = None,
         validate: Callable[[int], dict[str, float]] | None = None,
     ) -> None:
         if query is None and gallery is None:
@@ -302,7 +353,11 @@ class Trainer:
         self.gallery = gallery
         self.source = source
         self.sink = sink
+        self.stages = self._stages()
+        self.split = data.split(embeddings)
         self.state: State = dict(state or {})
+        for stage, owner in self.stages.items():
+            self.state |= owner.initial_state(stage, self.split)
         self.validate = validate
         self.epoch = 0
         lead = query or gallery
@@ -330,22 +385,42 @@ class Trainer:
                 metrics |= self.validate(epoch)
             yield EpochReport(epoch=epoch, metrics=metrics, seconds=seconds, images=images)
 
+    def _stages(self) -> dict[TrainedStage, HashMethod]:
+        """Return whose losses are optimised here: one stage, or two side by side."""
+        if self.gallery is not None and self.query is not None:
+            if self.method.schedule is Schedule.JOINT:
+                return {"joint": self.method}
+            return {"gallery": self.method.gallery_method(), "query": self.method}
+        if self.gallery is not None:
+            return {"gallery": self.method.gallery_method()}
+        return {"query": self.method}
+
     def _train_epoch(self, epoch: int) -> tuple[dict[str, float], int]:
-        for learner in self.learners:
-            learner.network.train()
+        for owner in self.stages.values():
+            owner.begin_epoch(epoch, self.split, self.state)
         if self.sink is not None:
             self.sink.begin(epoch)
+        phases = self.method.phases if "joint" in self.stages else ("both",)
         sums: dict[str, Tensor] = {}
-        steps = images = 0
-        for step, positions in enumerate(self.data.batches(epoch, self._recipe.batch_size)):
-            terms = self._step(epoch, step, positions)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().double()
-            steps += 1
-            images += len(positions)
+        steps: Counter[str] = Counter()
+        images = last = 0
+        for phase in phases:
+            for learner in self.learners:
+                learner.network.train(phase in ("both", learner.side))
+            batches = self.data.batches(epoch, self._recipe.batch_size)
+            for step, positions in enumerate(batches):
+                terms = self._step(epoch, step, positions, phase)
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach().double()
+                    steps[name] += 1
+                images += len(positions)
+                last = step
         if self.sink is not None:
             self.sink.end(epoch)
-        means = {name: float(total) / steps for name, total in sums.items()}
+        means = {name: float(total) / steps[name] for name, total in sums.items()}
+        for stage, owner in self.stages.items():
+            watched = owner.end_epoch(stage, self.state)
+            means |= {f"monitor/{name}": value for name, value in watched.items()}
         for name, mean in means.items():
             if not np.isfinite(mean):
                 raise TrainingDiverged(
@@ -353,23 +428,31 @@ class Trainer:
                     "lower the learning rates, or set train.clip_norm"
                 )
         for learner in self.learners:
-            factor = learner.factor(epoch, max(0, steps - 1))
+            factor = learner.factor(epoch, last)
             means[f"lr/{learner.side}/backbone"] = learner.recipe.lr_backbone * factor
             means[f"lr/{learner.side}/head"] = learner.recipe.lr_head * factor
         return means, images
 
-    def _step(self, epoch: int, step: int, positions: NDArray[np.int64]) -> LossTerms:
+    def _step(
+        self, epoch: int, step: int, positions: NDArray[np.int64], phase: Phase
+    ) -> LossTerms:
         views = self.data.view(positions, epoch)
-        batch = self.data.batch(positions, epoch)
+        batch = self.data.batch(positions, epoch, phase)
+        if "joint" in self.stages:
+            return self._joint_step(epoch, step, views, batch)
         logged: LossTerms = {}
         codes: Tensor | None = None
         if self.gallery is not None:
             h_g = self.gallery.forward(views, epoch, step)
             if self.sink is not None:
                 self.sink.write(positions, h_g.detach())
-            if self.method.schedule is Schedule.JOINT and self.query is not None:
-                return self._joint_step(epoch, step, views, h_g, batch)
-            terms = self.method.gallery_method().gallery_loss(h_g, batch, self.state)
+            outputs = {"gallery": h_g.detach()}
+            averaged = self.gallery.forward_momentum(views, epoch, step)
+            if averaged is not None:
+                outputs["momentum"] = averaged
+            owner = self.stages["gallery"]
+            owner.remember("gallery", outputs, batch, self.state)
+            terms = owner.gallery_loss(h_g, batch, self.state)
             self.gallery.step(_total(terms), epoch, step)
             logged |= {f"loss/gallery/{name}": value for name, value in terms.items()}
             sign = self.method.recording == "sign"
@@ -379,27 +462,34 @@ class Trainer:
         if self.query is not None:
             assert codes is not None
             h_q = self.query.forward(views, epoch, step)
-            terms = self.method.query_loss(h_q, codes, batch, self.state)
+            outputs = {"query": h_q.detach(), "gallery": codes}
+            self.method.remember("query", outputs, batch, self.state)
+            terms = self.method.query_terms(h_q, codes, batch, self.state)
             self.query.step(_total(terms), epoch, step)
             logged |= {f"loss/query/{name}": value for name, value in terms.items()}
         return logged
 
-    def _joint_step(
-        self, epoch: int, step: int, views: Tensor, h_g: Tensor, batch: Batch
-    ) -> LossTerms:
-        assert self.query is not None and self.gallery is not None
-        h_q = self.query.forward(views, epoch, step)
-        terms = self.method.joint_loss(h_q, h_g, batch, self.state)
+    def _joint_step(self, epoch: int, step: int, views: Tensor, batch: Batch) -> LossTerms:
+        """Step the networks whose phase it is; the other, in eval mode, only answers."""
+        outputs: dict[str, Tensor] = {}
+        trained = [side for side in self.learners if batch.phase in ("both", side.side)]
         for learner in self.learners:
+            with torch.set_grad_enabled(learner in trained):
+                outputs[learner.side] = learner.forward(views, epoch, step)
+        answers = {side: h.detach() for side, h in outputs.items()}
+        self.method.remember("joint", answers, batch, self.state)
+        terms = self.method.joint_terms(outputs["query"], outputs["gallery"], batch, self.state)
+        for learner in trained:
             learner.optimizer.zero_grad(set_to_none=True)
         _total(terms).backward()  # type: ignore[no-untyped-call]
-        for learner in self.learners:
+        for learner in trained:
             learner.apply(epoch, step)
-        return {f"loss/joint/{name}": value for name, value in terms.items()}
+        where = "joint" if batch.phase == "both" else batch.phase
+        return {f"loss/{where}/{name}": value for name, value in terms.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return a checkpoint: both sides, and the method's state."""
-        saved = {f"state.{name}": value for name, value in self.state.items()}
+        """Return a checkpoint: both sides, and the method's memory."""
+        saved = {f"state.{name}": self.state[name] for name in self._memory()}
         for learner in self.learners:
             saved |= {f"{learner.side}.{k}": v for k, v in learner.tensors().items()}
         return saved
@@ -407,11 +497,15 @@ class Trainer:
     def load(self, saved: Mapping[str, Tensor], epoch: int) -> None:
         """Go on from a checkpoint taken after ``epoch`` epochs."""
         for learner in self.learners:
-            prefix = f"{learner.side}."
-            learner.load({k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})
-        for name in self.state:
+            learner.load(_below(f"{learner.side}.", saved))
+        for name in self._memory():
             self.state[name] = saved[f"state.{name}"].to(self.state[name].device)
         self.epoch = epoch
+
+    def _memory(self) -> list[str]:
+        return [
+            name for method in self.stages.values() for name in method.memory if name in self.state
+        ]
 
 
 def _total(terms: LossTerms) -> Tensor:

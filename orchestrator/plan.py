@@ -595,7 +595,9 @@ class _Cell:
             },
         )
         splits = self.dataset.splits()
-        images = (self._passes(recipes["gallery"]), len(splits.gallery) + len(splits.query))
+        trained = self._passes(recipes["gallery"])
+        answered = trained * (len(self.method.phases) - 1)  # one side trains, the other answers
+        images = (trained, answered + len(splits.gallery) + len(splits.query))
         stages["joint"] = self._add(plan, "joint", identity, inputs, setup, images)
         return stages["joint"]
 

@@ -246,7 +246,14 @@ class _Runner:
         )
         return network.to(self.device)
 
-    def learner(self, network: HashNetwork, recipe: Recipe, name: Side, steps: int) -> Learner:
+    def learner(
+        self,
+        network: HashNetwork,
+        recipe: Recipe,
+        name: Side,
+        steps: int,
+        momentum: float | None = None,
+    ) -> Learner:
         from methods.networks import parameter_groups
         from methods.training import Learner
 
@@ -257,10 +264,11 @@ class _Runner:
             recipe,
             steps_per_epoch=steps,
             seed=int(self.setup["seed"]),
+            momentum=momentum,
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Return the method's state: the centers, where this stage consumes any."""
+        """Return what other stages give to the method: the centers, where it consumes any."""
         import torch
 
         if "centers" not in self.work.inputs:
@@ -313,9 +321,7 @@ class _Runner:
         )
         self.report({"event": "epoch", **note})
 
-    def embed(
-        self, network: HashNetwork, side: dict[str, Any], split: str
-    ) -> NDArray[np.float32]:
+    def embed(self, network: HashNetwork, side: dict[str, Any], split: str) -> NDArray[np.float32]:
         """Return the continuous codes h (n, B) of a split, each side at its own input size."""
         from methods.training import encode
 
@@ -377,6 +383,14 @@ class _Runner:
         network.load_state_dict(load_file(weights))
         return network
 
+    def training_embeddings(self) -> NDArray[np.float32]:
+        """Return the frozen gallery's h_g (N, B) of the training images without augmentation."""
+        splits = self.dataset.splits()
+        path = self.store.read(self.work.inputs["gallery"], "gallery_embeddings.npy")
+        # Training images are gallery images, so they have been encoded already.
+        rows = np.searchsorted(splits.gallery, splits.train)
+        return np.asarray(np.load(path, mmap_mode="r")[rows])
+
     # ---- the kinds -----------------------------------------------------------------------
 
     def centers(self) -> Outcome:
@@ -416,7 +430,9 @@ class _Runner:
         setup = self.setup
         recipe, data = Recipe(**setup["recipe"]), self.data()
         network = self.network(setup["side"], setup["head"], "gallery")
-        learner = self.learner(network, recipe, "gallery", data.steps(recipe.batch_size))
+        method = self.method(setup["params"])
+        steps = data.steps(recipe.batch_size)
+        learner = self.learner(network, recipe, "gallery", steps, method.momentum)
         kind = setup["recording"]
         sink = Recorder(self.folder, kind, len(data), int(setup["bits"])) if kind else None
 
@@ -430,7 +446,7 @@ class _Runner:
             return {"validation/map_symmetric": self.validation_map(query_codes, gallery_codes)}
 
         trainer = Trainer(
-            self.method(setup["params"]),
+            method,
             data,
             gallery=learner,
             sink=sink,
@@ -494,8 +510,15 @@ class _Runner:
             query_codes = self.encode(network, setup["side"], "validation_query")
             return {"validation/map": self.validation_map(query_codes, gallery_codes)}
 
+        embeddings = self.training_embeddings() if method.reads_embeddings else None
         trainer = Trainer(
-            method, data, query=learner, source=source, state=self.state(), validate=validate
+            method,
+            data,
+            query=learner,
+            source=source,
+            state=self.state(),
+            embeddings=embeddings,
+            validate=validate,
         )
         speed = self.train(trainer, recipe.epochs)
         self.save_weights(network, "weights.safetensors")
