@@ -1,0 +1,1 @@
+"""asymbench: what other packages build on. The contract tests for methods are in ``testing``."""
