@@ -30,7 +30,7 @@ from retrieval.augmentation import Augmentation
 from retrieval.datasets import Dataset, open_dataset
 from retrieval.errors import InputError
 from retrieval.validation import explain_validation
-from search_spaces.grid import expand, varied
+from search_spaces.grid import expand, setting_text, varied
 
 Side = Literal["query", "gallery"]
 SIDES: tuple[Side, Side] = ("query", "gallery")
@@ -176,8 +176,8 @@ def build_plan(study: Study, *, folder: Path, home: Path, cwd: Path | None = Non
     for given, dataset in datasets:
         augmentation = _augmentation(study, dataset)
         built = [
-            (_build(method, params, bits, dataset, study), setting)
-            for method, params, setting in settings
+            (_build(setting, bits, dataset, study), setting.text)
+            for setting in settings
             for bits in study.bits
         ]
         for pair in pairs:
@@ -300,24 +300,38 @@ def _augmentation(study: Study, dataset: Dataset) -> Augmentation:
         raise explained.located(prefix="train.augmentation") from None
 
 
-def _settings(study: Study) -> list[tuple[str, dict[str, Any], str]]:
+@dataclass(frozen=True)
+class _Setting:
+    """A method with one point of its grid, the text that tells it apart, and where it stands."""
+
+    method: str
+    params: dict[str, Any]
+    text: str
+    key: str
+
+
+def _settings(study: Study) -> list[_Setting]:
     settings = []
-    for place, (name, given) in enumerate(study.method_grids().items()):
-        key = f"methods.{place}" if isinstance(study.methods, list) else f"methods.{name}"
-        names = varied(given)
+    grids = study.method_grids()
+    for place, grid in enumerate(grids):
+        others = [
+            other.given
+            for at, other in enumerate(grids)
+            if other.name == grid.name and at != place
+        ]
+        names = varied(grid.given, others)
         try:
-            for params in expand(name, given):
+            for params in expand(grid.name, grid.given):
                 values = params.model_dump(mode="json")
-                text = " ".join(f"{n}={values[n]}" for n in names)
-                settings.append((name, values, text))
+                text = setting_text(values, names)
+                settings.append(_Setting(grid.name, values, text, grid.key))
         except InputError as error:
-            raise error.located(prefix=key) from None
+            raise error.located(prefix=grid.key) from None
     return settings
 
 
-def _build(
-    name: str, params: dict[str, Any], bits: int, dataset: Dataset, study: Study
-) -> HashMethod:
+def _build(setting: _Setting, bits: int, dataset: Dataset, study: Study) -> HashMethod:
+    name = setting.method
     index = dataset.index()
     n_train = len(dataset.splits().train)
     task = Task(
@@ -327,7 +341,7 @@ def _build(
         multi_label=index.multi_label,
     )
     try:
-        method = build_method(name, params, task)
+        method = build_method(name, setting.params, task)
     except InputError as error:
         if error.key == "bits":
             raise InputError(
@@ -336,7 +350,7 @@ def _build(
                 value=bits,
                 hint=error.hint,
             ) from None
-        raise error.located(prefix=f"methods.{name}") from None
+        raise error.located(prefix=setting.key) from None
     query, gallery = study.train.side("query"), study.train.side("gallery")
     together = method.schedule is not Schedule.FROZEN
     for shared in ("epochs", "batch_size"):
@@ -412,7 +426,7 @@ class _Cell:
             if method.centers_for_query() and centers is not None:
                 inputs["centers"] = centers
             scored = {"query": self._query(plan, inputs, stages), "gallery": gallery}
-        identity = {
+        identity: dict[str, Any] = {
             "kind": "metrics",
             "format": FORMAT,
             "version": METRICS_VERSION,
@@ -421,6 +435,16 @@ class _Cell:
             "inputs": scored,
         }
         setup = {"dataset": self.given, "at": at, "bits": self.bits}
+        by_values = [mode for mode in study.evaluate.retrieval if mode != "hamming"]
+        if by_values:  # these rank in the method's output space
+            values: dict[str, Any] = {
+                "retrieval": sorted(by_values),
+                "method": method.name,
+                "method_version": method.version,
+                "params": method.params.model_dump(mode="json"),
+            }
+            identity |= values
+            setup |= values
         stages["metrics"] = self._add(plan, "metrics", identity, scored, setup, (0, 0))
         trial = Trial(
             id=stages["metrics"],

@@ -24,6 +24,11 @@ _SCORES = (
     "map_symmetric",
     "p_at_hamming_2",
 )
+_BY_VALUES = {
+    "map_cosine": "cosine of continuous codes",
+    "map_asymmetric": "continuous query, binary gallery",
+}
+"""Scores that a study may ask for; shown only then."""
 
 
 def rows(plan: Plan, store: StageStore) -> list[dict[str, Any]]:
@@ -47,6 +52,7 @@ def rows(plan: Plan, store: StageStore) -> list[dict[str, Any]]:
                 "setting": trial.setting,
                 "at": trial.at,
                 **{name: result.get(name) for name in _SCORES},
+                **{name: result.get(name) for name in _asked(plan)},
                 "status": "done" if done else ("failed" if failure else "missing"),
                 "reason": f"{failure['kind']}: {failure['reason']}" if failure else None,
                 "protocol": trial.protocol,
@@ -57,6 +63,13 @@ def rows(plan: Plan, store: StageStore) -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def _asked(plan: Plan) -> list[str]:
+    """Return the scores by continuous codes that the study asks for."""
+    stages = plan.of_kind("metrics")
+    modes = {mode for stage in stages for mode in stage.setup.get("retrieval", ())}
+    return [name for name in _BY_VALUES if name.removeprefix("map_") in modes]
 
 
 def trial_failure(trial: Trial, store: StageStore) -> dict[str, Any] | None:
@@ -103,12 +116,14 @@ class Grid:
     bits: list[int]
     lines: list[tuple[str, list[Cell | None]]]
     seeds: int
+    score: str = "map"
 
     @property
     def title(self) -> str:
         """What the table shows."""
         seeds = f", mean ± sd of {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"{self.dataset} · {self.pair} · mAP@{self.at}{seeds}"
+        ranked = f" · {_BY_VALUES[self.score]}" if self.score in _BY_VALUES else ""
+        return f"{self.dataset} · {self.pair} · mAP@{self.at}{ranked}{seeds}"
 
 
 def grids(plan: Plan, store: StageStore) -> list[Grid]:
@@ -117,24 +132,26 @@ def grids(plan: Plan, store: StageStore) -> list[Grid]:
     for row in rows(plan, store):
         table.setdefault((row["dataset"], row["pair"], str(row["at"])), []).append(row)
     found = []
-    for (dataset, pair, at), here in table.items():
-        bits = sorted({row["bits"] for row in here})
-        lines: dict[str, dict[int, list[float | None]]] = {}
-        for row in here:
-            cells = lines.setdefault(_method(row), {length: [] for length in bits})
-            cells[row["bits"]].append(row["map"])
-        found.append(
-            Grid(
-                dataset=dataset,
-                pair=pair,
-                at=at,
-                bits=bits,
-                lines=[
-                    (name, [_cell(v) for v in cells.values()]) for name, cells in lines.items()
-                ],
-                seeds=len({row["seed"] for row in here}),
+    for score in ("map", *_asked(plan)):
+        for (dataset, pair, at), here in table.items():
+            bits = sorted({row["bits"] for row in here})
+            lines: dict[str, dict[int, list[float | None]]] = {}
+            for row in here:
+                cells = lines.setdefault(_method(row), {length: [] for length in bits})
+                cells[row["bits"]].append(row[score])
+            found.append(
+                Grid(
+                    dataset=dataset,
+                    pair=pair,
+                    at=at,
+                    bits=bits,
+                    lines=[
+                        (name, [_cell(v) for v in cells.values()]) for name, cells in lines.items()
+                    ],
+                    seeds=len({row["seed"] for row in here}),
+                    score=score,
+                )
             )
-        )
     return found
 
 

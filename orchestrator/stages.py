@@ -605,7 +605,38 @@ class _Runner:
             for name, value in evaluation.items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
-        return Outcome(result={**result, "map_symmetric": symmetric})
+        by_values = (
+            self._by_values(query_stage, gallery_stage) if "retrieval" in self.setup else {}
+        )
+        return Outcome(result={**result, "map_symmetric": symmetric, **by_values})
+
+    def _by_values(self, query_stage: str, gallery_stage: str) -> dict[str, float]:
+        """Score rankings by continuous codes, in the output space that the method works in."""
+        import torch
+
+        from retrieval.embeddings import expected_map_embeddings
+
+        method = self.method(self.setup["params"])
+
+        def embeddings(stage: str, name: str) -> NDArray[np.float32]:
+            h = np.load(self.store.read(stage, name))
+            squashed: NDArray[np.float32] = method.squash(torch.from_numpy(h)).numpy()
+            return squashed
+
+        query = embeddings(query_stage, "query_embeddings.npy")
+        gallery = embeddings(gallery_stage, "gallery_embeddings.npy")
+        splits, labels = self.dataset.splits(), self.dataset.index().labels
+        return {
+            f"map_{mode}": expected_map_embeddings(
+                query,
+                gallery,
+                labels[splits.query],
+                labels[splits.gallery],
+                at=self.setup["at"],
+                mode=mode,
+            )
+            for mode in self.setup["retrieval"]
+        }
 
 
 def _sizes(network: HashNetwork, side: dict[str, Any]) -> dict[str, int]:

@@ -81,14 +81,31 @@ class Training(_Strict):
         return Recipe(**{**self.recipe, **getattr(self, name)})
 
 
+Retrieval = Literal["hamming", "cosine", "asymmetric"]
+
+
 class Evaluation(_Strict):
     """How trials are scored.
 
     Attributes:
         at: cut-off of mAP; null takes the protocol's own.
+        retrieval: how the gallery is ranked. "hamming", binary against binary, is always there and
+            is what ``map`` means; "cosine" of the continuous codes of both sides adds
+            ``map_cosine``, "asymmetric", the continuous query against the binary gallery, adds
+            ``map_asymmetric``.
     """
 
     at: Literal["all"] | int | None = None
+    retrieval: list[Retrieval] = Field(["hamming"], min_length=1)
+
+    @field_validator("retrieval")
+    @classmethod
+    def _with_hamming(cls, value: list[Retrieval]) -> list[Retrieval]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not repeat a value")
+        if "hamming" not in value:
+            raise ValueError("must contain 'hamming', which the tables rank by")
+        return value
 
     @field_validator("at", mode="before")  # before the union, which would name one arm's rule only
     @classmethod
@@ -120,7 +137,8 @@ class Study(_Strict):
         description: free text.
         datasets: names, or mappings with ``name`` and the dataset's options.
         pairs: names, or mappings with ``query`` and ``gallery`` sides.
-        methods: names, or name -> hyperparameters; a list as a value spans a grid.
+        methods: names, or name -> hyperparameters, or a list of both, where a method may come
+            again with other hyperparameters; a list as a value spans a grid.
         bits: code lengths B.
         seeds: trial seeds; the split has a seed of its own in the protocol.
         train, evaluate, resources, tracking: see there.
@@ -133,7 +151,9 @@ class Study(_Strict):
     description: str = ""
     datasets: list[str | dict[str, Any]] = Field(min_length=1)
     pairs: list[str | dict[str, Any]] = Field(min_length=1)
-    methods: list[str] | dict[str, dict[str, Any] | None] = Field(min_length=1)
+    methods: list[str | dict[str, dict[str, Any] | None]] | dict[str, dict[str, Any] | None] = (
+        Field(min_length=1)
+    )
     bits: list[int] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
     train: Training = Training()
@@ -173,11 +193,34 @@ class Study(_Strict):
             raise ValueError("must be whole numbers of at least 0")
         return value
 
-    def method_grids(self) -> dict[str, dict[str, Any]]:
-        """Return method -> hyperparameters as given (lists span a grid)."""
-        if isinstance(self.methods, list):
-            return {name: {} for name in self.methods}
-        return {name: dict(params or {}) for name, params in self.methods.items()}
+    def method_grids(self) -> list[MethodGrid]:
+        """Return the methods with the hyperparameters as given; lists span a grid."""
+        if isinstance(self.methods, dict):
+            return [
+                MethodGrid(f"methods.{name}", name, dict(given or {}))
+                for name, given in self.methods.items()
+            ]
+        grids = []
+        for place, entry in enumerate(self.methods):
+            name, given = (entry, None) if isinstance(entry, str) else next(iter(entry.items()))
+            inside = "" if isinstance(entry, str) else f".{name}"
+            grids.append(MethodGrid(f"methods.{place}{inside}", name, dict(given or {})))
+        return grids
+
+
+@dataclass(frozen=True)
+class MethodGrid:
+    """One entry of a study's methods.
+
+    Attributes:
+        key: where it stands in the study.
+        name: of the method.
+        given: hyperparameter -> value, or list of values.
+    """
+
+    key: str
+    name: str
+    given: dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
@@ -406,7 +449,7 @@ _MAPPINGS = ("train", "evaluate", "resources", "tracking")
 _LISTS = {
     "datasets": "names of datasets, or mappings with 'name' (or 'folder') and options",
     "pairs": "names of pairs, or mappings with 'query' and 'gallery'",
-    "methods": "names of methods, or a mapping of names to hyperparameters",
+    "methods": "names of methods, or mappings of a name to its hyperparameters",
     "bits": "whole numbers from 1 to 1024",
     "seeds": "whole numbers of at least 0",
 }
@@ -460,27 +503,30 @@ def _check_shapes(data: dict[str, Any]) -> None:
             mapping(f"resources.{kind}", value)
 
 
-def _check_methods(methods: Any) -> None:
+def _check_methods(methods: Any, key: str = "methods") -> None:
     if isinstance(methods, dict):
         for name, params in methods.items():
             if params is not None and not isinstance(params, dict):
                 raise InputError(
                     "must be a mapping of hyperparameters to values; {} or nothing takes the "
                     "defaults",
-                    key=f"methods.{name}",
+                    key=f"{key}.{name}",
                     value=params,
                 )
         return
-    for index, name in enumerate(methods):
-        if not isinstance(name, str):
+    for index, entry in enumerate(methods):
+        if isinstance(entry, dict) and len(entry) == 1:
+            _check_methods(entry, f"methods.{index}")
+        elif not isinstance(entry, str):
             raise InputError(
-                "a list of methods holds names alone",
+                "must be the name of a method, or a mapping of one name to its hyperparameters",
                 key=f"methods.{index}",
-                value=name,
-                hint="to set hyperparameters write a mapping, methods: {csch: {gamma: 10.0}}",
+                value=entry,
+                hint="write - csch: {gamma: 10.0}",
             )
-        if name in methods[:index]:
-            raise InputError(f"{name!r} is there twice", key=f"methods.{index}")
+        if entry in methods[:index]:
+            shown = repr(entry) if isinstance(entry, str) else repr(next(iter(entry)))
+            raise InputError(f"{shown} is there twice", key=f"methods.{index}")
 
 
 def _split_recipe(train: dict[str, Any]) -> dict[str, Any]:

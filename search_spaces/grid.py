@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from methods.base import METHODS, Hyperparameters
@@ -35,6 +35,36 @@ def expand(method: str, given: Mapping[str, Any]) -> Iterator[Hyperparameters]:
         yield params.parse(dict(zip(given, point, strict=True)))
 
 
-def varied(given: Mapping[str, Any]) -> list[str]:
-    """Return the hyperparameters that take more than one value in the study."""
-    return [key for key, value in given.items() if isinstance(value, list) and len(value) > 1]
+def varied(given: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Return the hyperparameters that tell a method's trials in a study apart.
+
+    Args:
+        given: hyperparameter -> value or list of values, of one entry of the study.
+        others: the other entries of the same method.
+
+    Returns:
+        Keys of ``given`` with more than one value, or that another entry has not or otherwise.
+    """
+
+    def differs(key: str, value: Any) -> bool:
+        if isinstance(value, list) and len(value) > 1:
+            return True
+        return any(key not in other or other[key] != value for other in others)
+
+    return [key for key, value in given.items() if differs(key, value)]
+
+
+def setting_text(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return ``gamma=10 quantizer=caq(add)``: how tables name a trial's setting."""
+    return " ".join(f"{name}={_shown(values[name])}" for name in names)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        if "name" not in value:
+            return "{" + ",".join(f"{key}={_shown(v)}" for key, v in value.items()) + "}"
+        rest = [_shown(v) for key, v in value.items() if key != "name" and v is not None]
+        return f"{value['name']}({','.join(rest)})"
+    return str(value)

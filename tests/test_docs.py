@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_study_in_the_readme_is_valid():
     (text,) = re.findall(r"```yaml\n(study:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     study, _ = load_study(text, "README.md", ROOT)
-    assert study.method_grids()["csch"]["gamma"] == [0.0, 1.0, 10.0, 100.0]
+    assert study.method_grids()[0].given["gamma"] == [0.0, 1.0, 10.0, 100.0]
 
 
 DOCUMENTS = ["README.md", "docs/results/cifar10_mini.md"]

@@ -121,6 +121,33 @@ def test_settings_that_vary_are_shown_and_others_are_not(plan, store):
     assert list(table(made, store)) == ["csch gamma=1.0", "csch gamma=10.0"]
 
 
+def test_a_method_given_twice_has_a_row_for_each_setting(plan, store):
+    made = plan(methods=["csch", {"csch": {"assign": "A_r"}}, {"csch": {"margin": 0.3}}])
+    assert list(table(made, store)) == ["csch", "csch assign=A_r", "csch margin=0.3"]
+
+
+def test_quantizers_are_shown_by_name_and_mode(plan, store):
+    caq = {"name": "caq", "mode": "replace"}
+    made = plan(methods={"csch": {"quantizer": [None, caq]}})
+    assert list(table(made, store)) == ["csch quantizer=none", "csch quantizer=caq(replace,1.0)"]
+    assert [trial.params["gamma"] for trial in made.trials] == [100.0, 0.0]
+
+
+def test_scores_by_continuous_codes_have_tables_of_their_own(plan, store):
+    made = plan(evaluate={"retrieval": ["hamming", "asymmetric", "cosine"]})
+    (trial,) = made.trials
+    finish(store, made, trial.id, {"map": 0.5, "map_cosine": 0.7, "map_asymmetric": 0.6})
+    assert [(grid.title, grid.lines[0][1][0].text()) for grid in grids(made, store)] == [
+        ("digits · tiny · mAP@all", "0.5000"),
+        ("digits · tiny · mAP@all · cosine of continuous codes", "0.7000"),
+        ("digits · tiny · mAP@all · continuous query, binary gallery", "0.6000"),
+    ]
+    (row,) = rows(made, store)
+    assert (row["map"], row["map_cosine"], row["map_asymmetric"]) == (0.5, 0.7, 0.6)
+    (plain,) = rows(plan(), store)
+    assert "map_cosine" not in plain
+
+
 def test_one_table_for_each_dataset_and_pair(plan, store):
     made = plan(datasets=["digits", {"name": "digits", "label": "again"}], pairs=["tiny", "small"])
     assert [(grid.dataset, grid.pair) for grid in grids(made, store)] == [

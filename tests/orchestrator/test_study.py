@@ -31,7 +31,46 @@ def test_minimal_study_takes_defaults():
     study = load()
     assert (study.kind, study.seeds, study.replay) == ("benchmark", [0], True)
     assert study.train.side("query").epochs == 150
-    assert study.method_grids() == {"csch": {}}
+    assert [(grid.name, grid.given) for grid in study.method_grids()] == [("csch", {})]
+
+
+def test_a_method_may_come_again_with_other_hyperparameters():
+    text = MINIMAL.replace("[csch]", "[csq, csch: {margin: 0.3}, csch: {assign: A_r}, l2: null]")
+    grids = load(text).method_grids()
+    assert [(grid.key, grid.name, grid.given) for grid in grids] == [
+        ("methods.0", "csq", {}),
+        ("methods.1.csch", "csch", {"margin": 0.3}),
+        ("methods.2.csch", "csch", {"assign": "A_r"}),
+        ("methods.3.l2", "l2", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("[csch: {}, csch: {}]", "mine.yaml:4  methods.1: 'csch' is there twice"),
+        ("[csch, 3]", "mine.yaml:4  methods.1: must be the name of a method, or a mapping"),
+        ("[{csch: {}, csq: {}}]", "a mapping of one name to its hyperparameters"),
+        ("[csch: [1]]", "mine.yaml:4  methods.0.csch: must be a mapping of hyperparameters"),
+    ],
+)
+def test_wrong_lists_of_methods_are_refused(methods, message):
+    assert message in refusal(MINIMAL.replace("[csch]", methods))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("[cosine]", "must contain 'hamming'"),
+        ("[hamming, hamming]", "must not repeat a value"),
+        ("[hamming, cosin]", "cosine"),
+        ("[]", "at least 1"),
+    ],
+)
+def test_wrong_kinds_of_retrieval_are_refused(given, message):
+    found = refusal(MINIMAL + f"evaluate: {{retrieval: {given}}}\n")
+    assert found.startswith("mine.yaml:6  evaluate.retrieval")
+    assert message in found
 
 
 @pytest.mark.parametrize("name", sorted(presets()))

@@ -3,7 +3,7 @@
 import pytest
 
 from retrieval.errors import InputError, UnknownNameError
-from search_spaces.grid import expand, varied
+from search_spaces.grid import expand, setting_text, varied
 
 
 def points(given: dict) -> list[tuple[float, float]]:
@@ -46,3 +46,25 @@ def test_unknown_methods_are_refused_with_the_nearest():
 
 def test_only_what_takes_several_values_is_varied():
     assert varied({"gamma": [1.0, 2.0], "margin": [0.1], "tau": 0.5}) == ["gamma"]
+
+
+def test_entries_of_one_method_are_told_apart_by_what_they_do_not_share():
+    plain, other = {"margin": 0.3}, {"margin": 0.3, "assign": "A_r"}
+    assert varied(plain, [other]) == []
+    assert varied(other, [plain]) == ["assign"]
+    assert varied({"margin": 0.1}, [plain]) == ["margin"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (10.0, "x=10.0"),
+        ("A_q", "x=A_q"),
+        (None, "x=none"),
+        ({"name": "caq", "mode": "add", "t0": None}, "x=caq(add)"),
+        ({"name": "caq", "mode": "replace", "weight": 0.5}, "x=caq(replace,0.5)"),
+        ({"margin": 0.3, "kind": "arc"}, "x={margin=0.3,kind=arc}"),
+    ],
+)
+def test_settings_are_short_text(value, text):
+    assert setting_text({"x": value, "y": 1}, ["x"]) == text

@@ -1,0 +1,50 @@
+"""Ranking by continuous codes, chosen by the study, on what its stages kept."""
+
+import numpy as np
+import pytest
+
+from retrieval.codes import pack
+
+
+def cosine_map(query, gallery, query_labels, gallery_labels):
+    """Mean AP over the whole gallery by explicit sorting; there are no ties."""
+    found = []
+    for q, y in zip(query, query_labels, strict=True):
+        scores = [float(q @ g) / float(np.linalg.norm(g)) for g in gallery]
+        assert len(set(scores)) == len(scores)
+        hits, total = 0, 0.0
+        for rank, n in enumerate(sorted(range(len(gallery)), key=lambda n: -scores[n]), start=1):
+            if gallery_labels[n] == y:
+                hits += 1
+                total += hits / rank
+        found.append(total / hits)
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("method", ["csch", "csq"])
+def test_a_study_may_rank_by_continuous_codes_too(shared_lab, method):
+    plain, _ = shared_lab.run(methods=[method])
+    retrieval = {"retrieval": ["hamming", "cosine", "asymmetric"]}
+    plan, board = shared_lab.run(methods=[method], evaluate=retrieval)
+    assert not board.failed
+    (before,), (trial,) = plain.trials, plan.trials
+    changed = {kind for kind in trial.stages if trial.stages[kind] != before.stages[kind]}
+    assert changed == {"metrics"}  # nothing is trained or encoded anew
+
+    store = shared_lab.store
+    query = np.load(store.read(trial.stages["query"], "query_embeddings.npy"))
+    gallery = np.load(store.read(trial.stages["gallery"], "gallery_embeddings.npy"))
+    codes = np.load(store.read(trial.stages["gallery"], "gallery_codes.npy"))
+    np.testing.assert_array_equal(pack(gallery), codes)
+    if method == "csq":  # its output space
+        query, gallery = np.tanh(query), np.tanh(gallery)
+    (dataset,) = plan.datasets
+    splits, labels = dataset.splits(), dataset.index().labels
+    result = store.manifest(trial.id).result
+    expected = cosine_map(
+        query.astype(float), gallery.astype(float), labels[splits.query], labels[splits.gallery]
+    )
+    assert result["map_cosine"] == pytest.approx(expected, abs=1e-6)
+    assert result["map"] == store.manifest(before.id).result["map"]
+    assert 0.1 < result["map_asymmetric"] <= 1
+    assert result["map_asymmetric"] != result["map"]
