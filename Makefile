@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check lint types contract format bench setup clean
+.PHONY: quickstart test check lint types contract format docs bench setup clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,9 @@ contract: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	$(BIN)/python -m orchestrator.catalogue > docs/methods.md
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.evaluation

@@ -286,6 +286,7 @@ class HashMethod(ABC):
         Params: the hyperparameters' class.
         source: the paper.
         labels_needed: whether the query's stage reads labels.
+        heads: hash heads that hyperparameters choose from, where there is more than one.
         embeddings: whether the method is made for continuous embeddings, so that ranking by them
             is its native use and Hamming ranking of their signs is ours.
         memory: names in the state that training changes. They are in every checkpoint; all other
@@ -299,6 +300,7 @@ class HashMethod(ABC):
     Params: ClassVar[type[Hyperparameters]]
     source: ClassVar[Source]
     labels_needed: ClassVar[bool] = True
+    heads: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[bool] = False
     memory: ClassVar[tuple[str, ...]] = ()
     quantization_weights: ClassVar[tuple[str, ...]] = ()
@@ -446,12 +448,22 @@ class HashMethod(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return what ``asymbench list methods`` shows of the method with these parameters."""
+        shared = {
+            Schedule.SIMULTANEOUS: "its gallery",
+            Schedule.FROZEN: "its gallery",
+            Schedule.JOINT: "nothing",
+        }[self.schedule]
+        distils = self.gallery_method() is not self
+        phases = f", {len(self.phases)} phases an epoch" if len(self.phases) > 1 else ""
         return {
             "name": self.name,
             "version": self.version,
             "labels": "query and gallery" if self.labels_needed else "gallery",
-            "schedule": str(self.schedule),
-            "head": self.head,
+            "schedule": f"{self.schedule}{phases}",
+            "heads": list(self.heads or (self.head,)),
+            "shares": "the teacher's gallery" if distils else shared,
+            "embeddings": self.embeddings,
+            "memory": list(self.memory),
             "status": self.source.status,
             "paper": f"{self.source.title} ({self.source.venue} {self.source.year})",
         }

@@ -65,6 +65,7 @@ class CSQ(TwoStage):
     Params = CSQParams
     params: CSQParams
     quantization_weights = ("lambda_q",)
+    heads = ("fc_tanh", "mlp3_tanh")
     source = Source(
         title="Central similarity quantization for efficient image and video retrieval",
         venue="CVPR",

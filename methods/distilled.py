@@ -38,6 +38,7 @@ class Distilled(HashMethod):
     """
 
     labels_needed = False
+    heads = ("the teacher's",)
     params: DistilledParams
 
     @cached_property

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
+import sys
 from typing import Any
 
 import yaml
 
-from methods.base import METHODS, Task
+from methods.base import METHODS, Hyperparameters, Task
 from methods.pairs import PAIRS, backbone_gmacs
 from retrieval.datasets import DATASETS
 from search_spaces.presets import presets
 
-HIDDEN = {"hyperparameters", "note", "url", "settings_from", "fields"}
-"""Keys that only ``--json`` shows."""
+HIDDEN = {"hyperparameters", "note", "url", "settings_from", "what", "memory", "version"}
+"""Keys that only ``--json`` and the documents show."""
 
-_TASK = Task(bits=32, n_classes=10, n_train=1000, multi_label=False)
+_TASK = Task(bits=32, n_classes=10, n_train=5000, multi_label=False)
 
 
 def entries(what: str) -> list[dict[str, Any]]:
@@ -34,18 +38,12 @@ def _methods() -> list[dict[str, Any]]:
     for name in METHODS.names():
         cls = METHODS.get(name)
         method = cls(cls.Params(), _TASK)
-        fields = cls.Params.model_fields
         found.append(
             {
                 **method.describe(),
+                "what": inspect.getdoc(cls) or "",
                 "hyperparameters": {
-                    key: {
-                        "default": field.get_default(call_default_factory=True),
-                        "reads": list(cls.Params.readers(key)),
-                        "search": (field.json_schema_extra or {}).get("search", []),  # type: ignore[union-attr]
-                        "doc": field.description,
-                    }
-                    for key, field in fields.items()
+                    key: _hyperparameter(cls.Params, key) for key in cls.Params.model_fields
                 },
                 "url": cls.source.url,
                 "settings_from": cls.source.settings_from,
@@ -53,6 +51,32 @@ def _methods() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _hyperparameter(params: type[Hyperparameters], key: str) -> dict[str, Any]:
+    field = params.model_fields[key]
+    extra = field.json_schema_extra
+    schema = params.model_json_schema()["properties"][key]
+    choices = schema.get("enum") or [
+        value for arm in schema.get("anyOf", ()) for value in arm.get("enum", ())
+    ]
+    limits = {
+        sign: schema[name]
+        for name, sign in (
+            ("minimum", ">="),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "<="),
+            ("exclusiveMaximum", "<"),
+        )
+        if name in schema
+    }
+    return {
+        "default": field.get_default(call_default_factory=True),
+        "allowed": choices or " and ".join(f"{sign} {limit}" for sign, limit in limits.items()),
+        "reads": list(params.readers(key)),
+        "search": extra.get("search", []) if isinstance(extra, dict) else [],
+        "doc": field.description,
+    }
 
 
 def _datasets() -> list[dict[str, Any]]:
@@ -94,3 +118,91 @@ def _studies() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+_INTRODUCTION = """\
+# Methods
+
+Generated from the methods' own declarations by `make docs`; `asymbench list methods --json` holds
+the same. *Labels* says which trainings read labels. *Schedule* says how the two networks depend on
+each other: *simultaneous* (same steps, nothing flows back to the gallery, so that it is trained
+once and replayed), *frozen gallery* (two stages), or *joint* (one stage). *Shares* says what its
+trials have in common with others. A *reconstructed* method was filled in by us where its paper is
+not public; the notes say what is unknown.
+
+A change of a hyperparameter trains anew only the stages that read it. Every method also takes
+`quantizer: {name: caq, mode: add}` (or `replace`, `weight`, `t0`, `t1`), the correlation-aware
+quantisation of DCAH.
+"""
+
+
+def methods_markdown() -> str:
+    """Return ``docs/methods.md``: every method, from its declarations."""
+    methods = _methods()
+    head = ["method", "labels", "schedule", "heads", "shares", "status", "paper"]
+    rows = [
+        [
+            f"[{m['name']}](#{m['name']})",
+            m["labels"],
+            m["schedule"],
+            ", ".join(m["heads"]),
+            m["shares"],
+            m["status"],
+            m["paper"],
+        ]
+        for m in methods
+    ]
+    return "\n".join([_INTRODUCTION, _pipes(head, rows), *map(_section, methods)])
+
+
+def _section(m: dict[str, Any]) -> str:
+    facts = [f"*{m['paper']}*"]
+    if m["url"]:
+        facts.append(f"<{m['url']}>")
+    lines = [f"\n## {m['name']}\n", ", ".join(facts) + f": {m['status']}.\n", m["what"] + "\n"]
+    if m["settings_from"]:
+        lines.append(f"Defaults: {m['settings_from']}.\n")
+    if m["note"]:
+        lines.append(f"Note: {m['note']}.\n")
+    if m["memory"]:
+        lines.append(
+            f"Kept from step to step, and in every checkpoint: {', '.join(m['memory'])}.\n"
+        )
+    if m["embeddings"]:
+        lines.append("Made for continuous embeddings: see `evaluate.retrieval`.\n")
+    rows = [
+        [
+            f"`{name}`",
+            _value(h["default"]),
+            ", ".join(map(_value, h["allowed"]))
+            if isinstance(h["allowed"], list)
+            else h["allowed"],
+            ", ".join(map(_value, h["search"])),
+            ", ".join(h["reads"]),
+            h["doc"],
+        ]
+        for name, h in m["hyperparameters"].items()
+        if name != "quantizer"
+    ]
+    head = ["hyperparameter", "default", "allowed", "worth trying", "moves", "meaning"]
+    return "\n".join([*lines, _pipes(head, rows)]) if rows else "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _pipes(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [
+        [
+            re.sub(r"([|*_<>])", r"\\\1", cell) if "`" not in cell and "](" not in cell else cell
+            for cell in line
+        ]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(methods_markdown())
