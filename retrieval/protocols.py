@@ -19,21 +19,24 @@ from retrieval.streams import derive, permutation, words
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a dataset is split.
+    """How a dataset is split: by quotas of each class, or by totals where classes overlap.
 
     Attributes:
         id: short name, shown beside every number.
         at: cut-off of mAP, "all" or a number of ranks.
         split_seed: of the split, independent of any trial's seed.
         query_per_class: test queries of each class.
-        query_fraction: the same as a fraction of the class, where no number is given.
+        query_fraction: the same as a fraction of the class, or of all images where images carry
+            several labels; where no number is given.
         train_per_class: training images of each class, out of the gallery; None takes all that are
             not for validation.
         validation_per_class: validation queries of each class, out of the gallery, not trained on.
-        validation_fraction: the same as a fraction of the class, where no number is given.
+        validation_fraction: the same as a fraction, like query_fraction.
         validation_gallery_per_class: what they are ranked against; None ranks the training images.
         uneven: classes differ in size by nature: ``train_per_class`` is a limit, not a quota.
         split_digest: SHA-256 of the split file, where one fixes the split.
+        query_total, train_total, validation_total, validation_gallery_total: the same four of
+            all images together, where images carry several labels.
     """
 
     id: str
@@ -47,10 +50,30 @@ class Protocol:
     validation_gallery_per_class: int | None = None
     uneven: bool = False
     split_digest: str | None = None
+    query_total: int | None = None
+    train_total: int | None = None
+    validation_total: int | None = None
+    validation_gallery_total: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return all of it as JSON values, without the cut-off, which no training reads."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "at"}
+        """Return all of it as JSON values, without the cut-off, which no training reads.
+
+        Totals that are not given are left out: what has none keeps the identity that it had
+        before there were totals.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "at"}
+        unused = [name for name in TOTALS if values[name] is None]
+        return {name: value for name, value in values.items() if name not in unused}
+
+
+QUOTAS = tuple(f.name for f in fields(Protocol) if f.name.endswith("_per_class"))
+"""What a protocol counts by class: for images with one label each."""
+
+TOTALS = tuple(f.name for f in fields(Protocol) if f.name.endswith("_total"))
+"""What a protocol counts over all images: for images with several labels each."""
+
+FRACTIONS = tuple(f.name for f in fields(Protocol) if f.name.endswith("_fraction"))
+"""What stands in for either."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +165,64 @@ def draw_splits(
     for number, title in enumerate(classes):
         rows = by_class[starts[number] : starts[number + 1]]
         query, validation, beside, train = _quotas(protocol, len(rows), title, name)
-        seed = derive(protocol.split_seed, "split", name, title)
-        draw = words(seed, "split", ids[rows], 2).astype(np.uint64)
-        order = rows[np.argsort((draw[:, 0] << np.uint64(32)) | draw[:, 1], kind="stable")]
-        edges = np.cumsum([query, validation, beside, train])
-        parts["query"].append(order[: edges[0]])
-        parts["gallery"].append(order[edges[0] :])
-        parts["validation_query"].append(order[edges[0] : edges[1]])
-        parts["train"].append(order[edges[2] : edges[3]])
-        ranked = order[edges[1] : edges[2]] if beside else order[edges[2] : edges[3]]
-        parts["validation_gallery"].append(ranked)
+        order = rows[_order(derive(protocol.split_seed, "split", name, title), ids[rows])]
+        for part, chosen in _dealt(order, query, validation, beside, train).items():
+            parts[part].append(chosen)
     joined = {k: np.sort(np.concatenate(v)).astype(np.int64) for k, v in parts.items()}
     return Splits(**joined).check(name, keys)
+
+
+def draw_splits_of_all(keys: Sequence[str], protocol: Protocol, name: str) -> Splits:
+    """Draw a multi-label dataset's splits, from all images together.
+
+    Classes overlap, so that quotas of each have no one meaning. All images are put in the order
+    of random numbers, each a function of (split seed, dataset, key) alone: an image that is added
+    or removed leaves the others in their order, and moves one image at most over each boundary.
+    Queries come first, then validation queries, validation gallery, training images; where the
+    images do not suffice for all, fewer are trained on, as none is both trained on and validated.
+
+    Args:
+        keys: (N,) image names.
+        protocol: the totals.
+        name: the dataset's name, part of the random stream.
+
+    Raises:
+        DatasetError: quotas of classes; or fewer images than the protocol needs, with both
+            numbers in the message.
+    """
+    by_class = [quota for quota in QUOTAS if getattr(protocol, quota) is not None]
+    if by_class:
+        raise DatasetError(
+            f"dataset {name!r} has several labels an image and cannot be split by "
+            f"{' and '.join(by_class)}: an image counts for many classes",
+            key="protocol",
+            hint=f"give {', '.join(TOTALS)}, or a split_file",
+        )
+    ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
+    order = _order(derive(protocol.split_seed, "split", name), ids)
+    parts = _dealt(order, *_totals(protocol, len(keys), name))
+    return Splits(**{k: np.sort(v).astype(np.int64) for k, v in parts.items()}).check(name, keys)
+
+
+def _order(seed: int, ids: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Return the images' places in the order of 64 random bits of each."""
+    draw = words(seed, "split", ids, 2).astype(np.uint64)
+    return np.argsort((draw[:, 0] << np.uint64(32)) | draw[:, 1], kind="stable")
+
+
+def _dealt(
+    order: NDArray[np.intp], query: int, validation: int, beside: int, train: int
+) -> dict[str, NDArray[np.intp]]:
+    """Deal images in this order to the splits; without any beside, training images are ranked."""
+    edges = np.cumsum([query, validation, beside, train])
+    trained = order[edges[2] : edges[3]]
+    return {
+        "train": trained,
+        "validation_query": order[edges[0] : edges[1]],
+        "validation_gallery": order[edges[1] : edges[2]] if beside else trained,
+        "query": order[: edges[0]],
+        "gallery": order[edges[0] :],
+    }
 
 
 def _key_digest(key: str) -> bytes:
@@ -180,6 +249,28 @@ def _quotas(protocol: Protocol, n: int, title: str, name: str) -> tuple[int, int
             key="protocol",
         )
     return query, validation, beside, train
+
+
+def _totals(protocol: Protocol, n: int, name: str) -> tuple[int, int, int, int]:
+    """Return how many of ``n`` images are query, validation, beside it, and train."""
+    query = _quota(protocol.query_total, protocol.query_fraction, n)
+    validation = _quota(protocol.validation_total, protocol.validation_fraction, n)
+    beside = protocol.validation_gallery_total or 0
+    trained = protocol.train_total or 1
+    held_out = {"validation": validation, "validation gallery": beside}
+    # Validation takes images from the training split if need be, and leaves one of them.
+    shares = {"query": query, "train": trained}
+    if validation + beside >= trained:
+        shares = {"query": query, **held_out, "train": 1}
+    needed = sum(shares.values())
+    if needed > n:
+        listed = ", ".join(f"{count} {role}" for role, count in shares.items() if count)
+        raise DatasetError(
+            f"dataset {name!r} has {n} images, the protocol needs {needed} ({listed})",
+            key="protocol",
+        )
+    rest = n - query - validation - beside
+    return query, validation, beside, min(protocol.train_total or rest, rest)
 
 
 def _quota(number: int | None, fraction: float | None, n: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from retrieval.augmentation import Augmentation
 from retrieval.errors import DatasetError
 from retrieval.images import DEFAULT_STORE_SIZE, Decoder, ImageStore, open_images
-from retrieval.protocols import Protocol, Splits, draw_splits, read_split_file
+from retrieval.protocols import (
+    FRACTIONS,
+    QUOTAS,
+    TOTALS,
+    Protocol,
+    Splits,
+    draw_splits,
+    draw_splits_of_all,
+    read_split_file,
+)
 from retrieval.registry import Registry
 from retrieval.validation import explain_validation
 
@@ -34,7 +43,9 @@ class ProtocolOptions(_Strict):
 
     Attributes:
         query_per_class, train_per_class, validation_per_class, validation_gallery_per_class:
-            quotas, see Protocol.
+            quotas, see Protocol; for images with one label each.
+        query_total, train_total, validation_total, validation_gallery_total: the same of all
+            images together; for images with several labels each.
         split_seed: of the split.
         split_file: JSON that lists the images of each split by key, instead of drawing them.
         at: cut-off of mAP.
@@ -44,6 +55,10 @@ class ProtocolOptions(_Strict):
     train_per_class: int | None = Field(None, ge=1)
     validation_per_class: int | None = Field(None, ge=1)
     validation_gallery_per_class: int | None = Field(None, ge=1)
+    query_total: int | None = Field(None, ge=1)
+    train_total: int | None = Field(None, ge=1)
+    validation_total: int | None = Field(None, ge=1)
+    validation_gallery_total: int | None = Field(None, ge=1)
     split_seed: int = Field(0, ge=0)
     split_file: str | None = None
     at: Literal["all"] | int | None = None
@@ -183,15 +198,22 @@ class Dataset(ABC):
 
     @cached_property
     def protocol(self) -> Protocol:
-        """The protocol with the study's changes."""
+        """The protocol with the study's changes.
+
+        Raises:
+            DatasetError: quotas by class for images with several labels each, or totals for
+                images with one.
+        """
         own, given = self.default_protocol(), self.options.protocol
         values = {name: getattr(own, name) for name in own.__dataclass_fields__}
-        quotas = [name for name in values if name.endswith("_per_class")]
-        fractions = [name for name in values if name.endswith("_fraction")]
-        changed = [name for name in quotas if getattr(given, name) is not None]
+        counts = (*QUOTAS, *TOTALS)
+        changed = [name for name in counts if getattr(given, name) is not None]
+        if changed and given.split_file is None:
+            self._refuse_other_counts(changed)
         values |= {name: getattr(given, name) for name in changed}
-        for name in fractions:
-            if name.replace("_fraction", "_per_class") in changed:
+        for name in FRACTIONS:
+            role = name.removesuffix("_fraction")
+            if {f"{role}_per_class", f"{role}_total"} & set(changed):
                 values[name] = None
         values["split_seed"] = given.split_seed
         if given.at is not None:
@@ -199,11 +221,29 @@ class Dataset(ABC):
         if given.split_file is not None:
             data = _read(_expanded(given.split_file, "protocol.split_file"))
             values["split_digest"] = hashlib.sha256(data).hexdigest()
-            values |= dict.fromkeys([*quotas, *fractions])
+            values |= dict.fromkeys([*counts, *FRACTIONS])
         if changed or given.split_seed or given.split_file:
-            mark = json.dumps([values[n] for n in (*quotas, "split_seed", "split_digest")])
+            marks = [values[n] for n in (*QUOTAS, "split_seed", "split_digest")]
+            totals = {name: values[name] for name in TOTALS if values[name] is not None}
+            mark = json.dumps([*marks, totals] if totals else marks)
             values["id"] = f"{own.id}-{hashlib.sha256(mark.encode()).hexdigest()[:8]}"
         return Protocol(**values)
+
+    def _refuse_other_counts(self, changed: Sequence[str]) -> None:
+        """Refuse totals for images with one label each, and quotas for such with several."""
+        if self.index().multi_label:
+            wrong, ending = QUOTAS, ("_per_class", "_total")
+            why = "has several labels an image, so that an image counts for many classes"
+        else:
+            wrong, ending = TOTALS, ("_total", "_per_class")
+            why = "has one label an image and is split class by class"
+        for name in changed:
+            if name in wrong:
+                raise DatasetError(
+                    f"dataset {self.name!r} {why}; give {name.replace(*ending)} instead",
+                    key=f"protocol.{name}",
+                    value=getattr(self.options.protocol, name),
+                )
 
     @cached_property
     def _splits(self) -> Splits:
@@ -212,10 +252,7 @@ class Dataset(ABC):
             path = _expanded(given.split_file, "protocol.split_file")
             return read_split_file(path, index.keys, self.name)
         if index.multi_label:
-            raise DatasetError(
-                f"dataset {self.name!r} has several labels an image; give a split_file",
-                key="protocol.split_file",
-            )
+            return draw_splits_of_all(index.keys, self.protocol, self.name)
         labels = index.labels.astype(np.int64)
         return draw_splits(index.keys, labels, index.classes, self.protocol, self.name)
 

@@ -96,8 +96,24 @@ class Files(ABC):
         self.home = home
 
     @abstractmethod
-    def listing(self) -> Listing:
+    def listing(self, folders: Sequence[str] | None = None) -> Listing:
         """List the images.
+
+        Args:
+            folders: look into these only, as far as they are there; everywhere by default.
+
+        Raises:
+            DatasetError: unreadable, or a member that leads out of the place.
+        """
+
+    @abstractmethod
+    def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
+        """Find files that are no images: with this suffix, in a folder of this name.
+
+        The folder lies in the place itself or in a folder of it.
+
+        Returns:
+            Paths in order; with each what tells whether the file is still the same.
 
         Raises:
             DatasetError: unreadable, or a member that leads out of the place.
@@ -133,6 +149,11 @@ def open_files(root: Path, name: str, home: Path, *, follow_links: bool = False)
     )
 
 
+def is_settled(changed: int, read: int) -> bool:
+    """Whether a file's times, in nanoseconds, tell if it changes again after it was read."""
+    return changed + _SETTLED_NS < read
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is left alone."""
     return name.startswith(".") or name == "__MACOSX"
@@ -151,9 +172,12 @@ class _Folder(Files):
         super().__init__(root.resolve(), name, home)
         self.follow_links = follow_links
 
-    def listing(self) -> Listing:
-        seen = self._walk()
-        cache = ListingCache(self.home, self.root, f"folder-{self.follow_links}")
+    def listing(self, folders: Sequence[str] | None = None) -> Listing:
+        seen = self._walk(folders)
+        kind = f"folder-{self.follow_links}"
+        if folders is not None:
+            kind = "/".join([kind, *folders])
+        cache = ListingCache(self.home, self.root, kind)
         known = cache.read()
         if known.get("stamps") == seen.stamps and known["listing"]["folders"] == seen.folders:
             return Listing(**{**known["listing"], "ignored": dict(seen.ignored)})
@@ -167,18 +191,40 @@ class _Folder(Files):
         listing = Listing(seen.paths, seen.stamps[0], crcs, seen.folders, dict(seen.ignored))
         # A file that changed just before it was read may change again within one tick of the
         # clock; its stamp is not kept, so that it is read again the next time.
-        settled = [max(m, c) + _SETTLED_NS < started for _, m, c in zip(*seen.stamps, strict=True)]
+        good = [is_settled(max(m, c), started) for _, m, c in zip(*seen.stamps, strict=True)]
         trusted = [
-            [value if good else -1 for value, good in zip(column, settled, strict=True)]
+            [value if kept else -1 for value, kept in zip(column, good, strict=True)]
             for column in seen.stamps
         ]
         cache.write({"listing": asdict(listing), "stamps": trusted})
         return listing
 
-    def _walk(self) -> _Seen:
+    def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
+        found = {}
+        try:
+            for pattern in (f"{folder}/*{suffix}", f"*/{folder}/*{suffix}"):
+                for path in self.root.glob(pattern):
+                    relative = path.relative_to(self.root).as_posix()
+                    if any(map(is_hidden, relative.split("/"))):
+                        continue
+                    self._check_link(relative, str(path))
+                    if path.is_file():
+                        status = path.stat()
+                        stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+                        found[relative] = stamps
+        except OSError as error:
+            raise self.error(f"cannot be listed: {error.strerror} ({error.filename})") from None
+        return dict(sorted(found.items()))
+
+    def _walk(self, folders: Sequence[str] | None) -> _Seen:
         seen = _Seen()
         pending = [("", str(self.root))]
-        visited = {str(self.root)}
+        if folders is not None:
+            there = [folder for folder in folders if (self.root / folder).is_dir()]
+            for folder in there:
+                self._check_link(folder, f"{self.root}/{folder}")
+            pending = [(f"{folder}/", f"{self.root}/{folder}") for folder in there]
+        visited = {str(self.root), *(os.path.realpath(folder) for _, folder in pending)}
         while pending:
             relative, folder = pending.pop()
             try:
@@ -292,7 +338,33 @@ class _Seen:
 
 
 class _Zip(Files):
-    def listing(self) -> Listing:
+    def listing(self, folders: Sequence[str] | None = None) -> Listing:
+        listing = self._whole()
+        if folders is None:
+            return listing
+        inside = tuple(f"{folder}/" for folder in folders)
+        kept = [n for n, path in enumerate(listing.paths) if path.startswith(inside)]
+        return Listing(
+            [listing.paths[n] for n in kept],
+            [listing.sizes[n] for n in kept],
+            [listing.crcs[n] for n in kept],
+            [folder for folder in listing.folders if f"{folder}/".startswith(inside)],
+            {},
+        )
+
+    def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
+        found = {}
+        for member in self._members():
+            self._check_member(member)
+            parts = member.filename.split("/")
+            placed = len(parts) in (2, 3) and parts[-2] == folder
+            if placed and parts[-1].endswith(suffix) and not any(map(is_hidden, parts)):
+                if member.filename in found:
+                    raise self.error(f"the zip has two members {member.filename!r}")
+                found[member.filename] = [member.file_size, member.CRC]
+        return dict(sorted(found.items()))
+
+    def _whole(self) -> Listing:
         status = self.root.stat()
         stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         cache = ListingCache(self.home, self.root, "zip")
@@ -301,16 +373,19 @@ class _Zip(Files):
             return Listing(**known["listing"])
         started = time.time_ns()
         listing = self._read_directory()
-        if max(stamps[1:]) + _SETTLED_NS < started:
+        if is_settled(max(stamps[1:]), started):
             cache.write({"listing": asdict(listing), "stamps": stamps})
         return listing
 
-    def _read_directory(self) -> Listing:
+    def _members(self) -> list[zipfile.ZipInfo]:
         try:
             with zipfile.ZipFile(self.root) as archive:
-                members = archive.infolist()
+                return archive.infolist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise self.error(f"the zip cannot be read: {error}") from None
+
+    def _read_directory(self) -> Listing:
+        members = self._members()
         ignored: Counter[str] = Counter()
         folders: set[str] = set()
         found: dict[str, tuple[int, int]] = {}

@@ -107,6 +107,10 @@ def test_a_listing_imports_nothing_heavy(tmp_path):
         ({"name": "digits", "protocol": {"at": -1}}, "protocol.at: must be 'all' or a whole"),
         ({"name": "digits", "protocol": {"at": True}}, "must be 'all' or a whole number"),
         ({"name": "digits", "protocol": {"at": "al"}}, "must be 'all' or a whole number"),
+        (
+            {"name": "digits", "protocol": {"train_total": 500}},
+            "has one label an image and is split class by class; give train_per_class instead",
+        ),
         ({"name": "cifar10"}, "root: this key is required"),
         ({"name": "folder", "root": 3}, "root: input should be a valid string (given: 3)"),
         ({"folder": "x", "duplicates": "ignore"}, "must be one of refuse, first, keep"),

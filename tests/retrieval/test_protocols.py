@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import DatasetError, UnknownNameError
-from retrieval.protocols import Protocol, Splits, draw_splits, read_split_file
+from retrieval.protocols import (
+    Protocol,
+    Splits,
+    draw_splits,
+    draw_splits_of_all,
+    read_split_file,
+)
 
 
 def toy(counts: list[int]) -> tuple[list[str], np.ndarray, list[str]]:
@@ -229,3 +235,141 @@ def test_identity_is_json_without_the_cut_off():
     assert identity == json.loads(json.dumps(replace(QUOTAS, at="all").identity()))
     assert identity["split_seed"] == 0
     assert identity["query_per_class"] == 2
+
+
+def test_identities_from_before_there_were_totals_are_what_they_were():
+    assert QUOTAS.identity() == {
+        "id": "t",
+        "split_seed": 0,
+        "query_per_class": 2,
+        "query_fraction": None,
+        "train_per_class": 4,
+        "validation_per_class": 1,
+        "validation_fraction": None,
+        "validation_gallery_per_class": 3,
+        "uneven": False,
+        "split_digest": None,
+    }
+
+
+# ---- images with several labels --------------------------------------------------------------
+
+TOTALS = Protocol(
+    id="t", query_total=5, train_total=12, validation_total=4, validation_gallery_total=6
+)
+
+
+def named(n: int) -> list[str]:
+    return [f"part/{i:05d}.jpg" for i in range(n)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**40), n=st.integers(27, 60))
+def test_totals_are_held_and_never_leak(seed, n):
+    part = sets(draw_splits_of_all(named(n), replace(TOTALS, split_seed=seed), "toy"))
+    sizes = {name: len(rows) for name, rows in part.items()}
+    assert sizes == {
+        "query": 5,
+        "gallery": n - 5,
+        "train": 12,
+        "validation_query": 4,
+        "validation_gallery": 6,
+    }
+    assert part["query"] | part["gallery"] == set(range(n))
+    assert not part["query"] & part["gallery"]
+    assert part["train"] | part["validation_query"] | part["validation_gallery"] <= part["gallery"]
+    assert not part["validation_query"] & (part["train"] | part["validation_gallery"])
+    assert not part["train"] & part["validation_gallery"]
+
+
+@pytest.mark.parametrize(("n", "trained"), [(27, 12), (26, 11), (20, 5), (17, 2)])
+def test_validation_images_are_taken_from_training_ones_where_others_do_not_suffice(n, trained):
+    part = sets(draw_splits_of_all(named(n), TOTALS, "toy"))
+    assert len(part["train"]) == trained
+    assert (len(part["validation_query"]), len(part["validation_gallery"])) == (4, 6)
+    assert not part["train"] & (part["validation_query"] | part["validation_gallery"])
+
+
+@pytest.mark.parametrize(
+    ("n", "changes", "part"),
+    [
+        (16, {}, "has 16 images, the protocol needs 17 (5 query, 12 train)"),
+        (
+            18,
+            {"validation_total": 7, "train_total": None},
+            "needs 19 (5 query, 7 validation, 6 validation gallery, 1 train)",
+        ),
+        (
+            9,
+            {"validation_gallery_total": None, "train_total": 4},
+            "needs 10 (5 query, 4 validation, 1 train)",
+        ),
+        (30, {"train_per_class": 1}, "cannot be split by train_per_class: an image counts for"),
+        (30, {"validation_total": None}, "the validation_query split is empty"),
+    ],
+)
+def test_totals_that_cannot_be_had_are_refused(n, changes, part):
+    with pytest.raises(DatasetError) as caught:
+        draw_splits_of_all(named(n), replace(TOTALS, **changes), "toy")
+    assert part in str(caught.value)
+    assert "'toy'" in str(caught.value)
+
+
+def test_without_totals_all_is_trained_on_and_fractions_are_of_all_images():
+    protocol = Protocol(id="t", query_fraction=0.1, validation_fraction=0.2)
+    part = sets(draw_splits_of_all(named(50), protocol, "toy"))
+    assert (len(part["query"]), len(part["validation_query"]), len(part["train"])) == (5, 10, 35)
+    assert part["validation_gallery"] == part["train"]
+    part = sets(draw_splits_of_all(named(3), protocol, "toy"))
+    assert [len(part[name]) for name in ("query", "validation_query", "train")] == [1, 1, 1]
+
+
+def test_a_split_of_all_depends_on_seed_name_and_keys_and_on_nothing_else():
+    keys = named(60)
+
+    def drawn(keys, protocol=TOTALS, name="toy"):
+        splits = draw_splits_of_all(keys, protocol, name)
+        return {f: {keys[row] for row in rows} for f, rows in vars(splits).items()}
+
+    first = drawn(keys)
+    assert drawn(keys) == first
+    assert drawn(keys, replace(TOTALS, split_seed=1))["query"] != first["query"]
+    assert drawn(keys, name="other")["query"] != first["query"]
+    order = np.random.default_rng(0).permutation(60)
+    assert drawn([keys[i] for i in order]) == first
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**40), gone=st.integers(0, 59))
+def test_an_image_more_or_less_moves_one_image_over_each_boundary(seed, gone):
+    keys, protocol = named(60), replace(TOTALS, split_seed=seed)
+    less = [key for key in keys if key != keys[gone]]
+
+    def drawn(keys):
+        splits = draw_splits_of_all(keys, protocol, "toy")
+        return {f: {keys[row] for row in rows} for f, rows in vars(splits).items()}
+
+    before, after = drawn(keys), drawn(less)
+    for name in ("query", "validation_query", "validation_gallery", "train"):
+        stayed = before[name] - {keys[gone]}
+        assert len(stayed - after[name]) <= 1
+        assert len(after[name] - before[name]) <= 1
+
+
+def test_every_image_is_as_likely_in_every_split():
+    # 400 seeds, 20 images, 5 queries: 100 expected for each, standard deviation below 9.
+    counts = np.zeros(20, dtype=int)
+    protocol = replace(TOTALS, train_total=4, validation_total=3, validation_gallery_total=2)
+    for seed in range(400):
+        splits = draw_splits_of_all(named(20), replace(protocol, split_seed=seed), "toy")
+        counts[splits.query] += 1
+    assert counts.min() > 60
+    assert counts.max() < 140
+
+
+def test_totals_are_in_the_identity_where_they_are_given():
+    identity = replace(TOTALS, train_total=None, at=9).identity()
+    assert identity["query_total"] == 5
+    assert "train_total" not in identity
+    assert identity["validation_gallery_total"] == 6
+    assert identity == json.loads(json.dumps(identity))
