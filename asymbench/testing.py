@@ -585,6 +585,17 @@ class MethodContract:
         assert live.query is not None
         _same_tensors(replayed.query.tensors(), live.query.tensors())
 
+    @_KINDS
+    def test_training_under_bf16_autocast_is_finite(self, multi: bool) -> None:
+        """Networks in reduced precision, losses and memory in float32."""
+        lab = _Lab(self.build(multi=multi), precision="bf16")
+        for stage in lab.stages:
+            trainer = lab.trainer(stage)
+            for report in trainer.run():  # raises where a loss is not finite
+                assert report.metrics
+            for name, value in trainer.tensors().items():
+                assert torch.isfinite(value.float()).all(), name
+
     def test_training_moves_the_networks_that_it_should(self) -> None:
         """Each stage's own network, and no other."""
         lab = _Lab(self.build())
@@ -640,10 +651,11 @@ class _Record:
 class _Lab:
     """Trains a method's stages on random images with networks of a few hundred weights."""
 
-    recipe = Recipe(epochs=3, batch_size=16, lr_backbone=1e-2, lr_head=1e-2)
-
-    def __init__(self, method: HashMethod) -> None:
+    def __init__(self, method: HashMethod, *, precision: Literal["fp32", "bf16"] = "fp32") -> None:
         self.method = method
+        self.recipe = Recipe(
+            epochs=3, batch_size=16, lr_backbone=1e-2, lr_head=1e-2, precision=precision
+        )
         rng = np.random.default_rng(11)
         labels = _labels(method.task.multi_label, rng)
         images = rng.integers(0, 256, (N_TRAIN, 8, 8, 3), dtype=np.uint8)
