@@ -353,6 +353,11 @@ class HashMethod(ABC):
         """
         return False
 
+    @property
+    def straight_through(self) -> bool:
+        """Whether a loss passes gradients through a sign, so that they are not its own slope."""
+        return self.params.quantizer is not None
+
     def gallery_method(self) -> HashMethod:
         """The method that trains the gallery: itself, or the teacher that it distils from.
 
@@ -478,8 +483,10 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "centers",
         "distilled",
         "losses",
+        "mds",
         "networks",
         "pairs",
+        "pairwise",
         "quantizers",
         "recipe",
         "tensors",

@@ -121,6 +121,14 @@ class DCAH(Distilled):
         """Signs are enough where nothing is distilled and only CAQ or the bits are compared."""
         return "float" if self.params.distill_weight > 0 else "sign"
 
+    @property
+    def straight_through(self) -> bool:
+        """CAQ does, and its likeness among the reconstructions; that of the bits does not."""
+        p = self.params
+        return super().straight_through or (
+            p.quant_weight > 0 and p.variant != "cross_correlation"
+        )
+
     def check(self) -> None:
         """Refuse a query without a loss, CAQ counted twice, and what the teacher refuses."""
         super().check()
