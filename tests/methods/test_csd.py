@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 
+from asymbench.testing import MethodContract
 from methods import csd
 from methods.base import Batch, Schedule, Task, TrainingSplit, build_method
 from methods.csd import contextual_similarity, nearest
@@ -353,3 +356,17 @@ def test_hyperparameters_out_of_range_are_refused(key, value):
     with pytest.raises(InputError) as caught:
         build_method("csd", {key: value}, task())
     assert caught.value.key == key
+
+
+class TestOffline(MethodContract):
+    """The offline form keeps every promise too."""
+
+    method = "csd"
+    params: typing.ClassVar = {"form": "offline", "k": 20}
+
+
+class TestBinaryFeatures(MethodContract):
+    """So do codes, whose distances are mostly tied."""
+
+    method = "csd"
+    params: typing.ClassVar = {"features": "binary", "k": 4, "teacher": "csq"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 
+from asymbench.testing import MethodContract
 from methods.base import METHODS, Batch, Schedule, Task, build_method
 from methods.dcah import cross_correlation, row_correlation
 from methods.losses import sgn
@@ -411,3 +414,17 @@ def test_hyperparameters_out_of_range_are_refused(key, value):
     with pytest.raises(InputError) as caught:
         build(**{key: value})
     assert caught.value.key == key
+
+
+class TestCrossCorrelation(MethodContract):
+    """The reconstruction by bits keeps every promise too."""
+
+    method = "dcah"
+    params: typing.ClassVar = {"variant": "cross_correlation"}
+
+
+class TestSimilarityCorrelation(MethodContract):
+    """So does that by similarities."""
+
+    method = "dcah"
+    params: typing.ClassVar = {"variant": "similarity_correlation"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 
+from asymbench.testing import MethodContract
 from methods.base import Batch, Schedule, Task, build_method
 from methods.rkd import angle_loss, distance_loss
 from retrieval.errors import InputError
@@ -213,3 +216,10 @@ def test_outputs_of_another_shape_are_refused():
     for function in (distance_loss, angle_loss):
         with pytest.raises(ValueError, match=r"\(3, 5\).*\(3, 4\)"):
             function(torch.zeros(3, 5), torch.zeros(3, 4))
+
+
+class TestWithL2(MethodContract):
+    """Relations beside L2 keep every promise too."""
+
+    method = "rkd"
+    params: typing.ClassVar = {"l2_weight": 1.0, "teacher": "csq"}
