@@ -487,6 +487,7 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "networks",
         "pairs",
         "pairwise",
+        "product_quantizer",
         "quantizers",
         "recipe",
         "tensors",
