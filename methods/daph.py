@@ -1,0 +1,256 @@
+"""DAPH: two networks trained in turn, so that their codes are alike where labels are shared."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from methods.base import (
+    METHODS,
+    Batch,
+    CentersKind,
+    CentersSpec,
+    HashMethod,
+    HeadKind,
+    Hyperparameters,
+    LossTerms,
+    Outputs,
+    Phase,
+    Schedule,
+    Source,
+    State,
+    TrainedStage,
+    TrainingSplit,
+    hyperparameter,
+)
+from methods.centers import check_centers
+from methods.losses import centroid_cross_entropy, l2, margin_cross_entropy, sgn, similar
+from methods.pairwise import (
+    bit_balance,
+    full_likelihood,
+    pairwise_likelihood,
+    phase_codes,
+    remember_codes,
+)
+from methods.tensors import Tensor, torch
+
+__all__ = ["DAPH", "bit_independence", "update_codes"]
+
+
+class DAPHParams(Hyperparameters):
+    """The weights of DAPH as in the public code, and those of DAPH + T."""
+
+    alpha: float = hyperparameter(
+        10.0,
+        ge=0,
+        reads=("gallery", "query"),
+        search=(1.0, 10.0, 100.0),
+        doc="weight of the distance to the codes B and H, and of U and Z in their update; at 0 "
+        "these codes stay at random and no loss reads them",
+    )
+    gamma: float = hyperparameter(
+        10.0,
+        ge=0,
+        reads=("gallery", "query"),
+        search=(1.0, 10.0, 100.0),
+        doc="weight of the agreement of B and H in their update",
+    )
+    lambda_i: float = hyperparameter(
+        0.01,
+        ge=0,
+        reads=("gallery", "query"),
+        search=(1e-4, 1e-3, 1e-2, 0.1),
+        doc="weight of the bits' independence",
+    )
+    beta: float = hyperparameter(
+        0.01,
+        ge=0,
+        reads=("gallery", "query"),
+        search=(1e-4, 1e-3, 1e-2, 0.1),
+        doc="weight of the bits' balance",
+    )
+    balance: Literal["sum", "mean"] = hyperparameter(
+        "sum",
+        reads=("gallery", "query"),
+        search=("sum", "mean"),
+        doc="balance of each bit's sum over the batch (the public code; it grows with the square "
+        "of the batch) or of its mean, whose beta is batch_size squared times larger",
+    )
+    center_weight: float = hyperparameter(
+        0.0,
+        ge=0,
+        reads=("centers", "gallery", "query"),
+        search=(0.0, 0.1, 1.0, 10.0),
+        doc="DAPH + T: weight of CSCH's center term, 0 without centers; not published, 1 is ours",
+    )
+    assign: Literal["A_r", "A_q"] = hyperparameter(
+        "A_q",
+        reads=("centers",),
+        search=("A_r", "A_q"),
+        doc="DAPH + T: centers given to classes at random (T_r) or by the query network (T_q)",
+    )
+    centers: CentersKind = hyperparameter(
+        "greedy",
+        reads=("centers",),
+        search=("greedy", "bernoulli", "hadamard_ext"),
+        doc="DAPH + T: generator of the hash centers",
+    )
+    margin: float = hyperparameter(
+        0.2,
+        ge=0,
+        le=2,
+        reads=("gallery", "query"),
+        search=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+        doc="DAPH + T: margin on the true center's cosine; CSCH has 0.3 on CIFAR-10",
+    )
+    tau: float = hyperparameter(
+        0.125,
+        gt=0,
+        reads=("gallery", "query"),
+        search=(0.0625, 0.125, 0.25, 0.5, 1.0),
+        doc="DAPH + T: temperature of the cosines, as in CSCH",
+    )
+
+
+@METHODS.register("daph")
+class DAPH(HashMethod):
+    """Pairwise likelihood between two networks that train in turn, one epoch each.
+
+    With u = tanh h_q, z = tanh h_g: in the query's phase NLL(u z^T / 2, S) + alpha ||u - B||^2 +
+    lambda ||u^T u / n - I||^2 + beta ||u^T 1||^2, each averaged over its entries; in the gallery's
+    phase the same of z and H. After both, B = sgn(alpha U + gamma H) and then H = sgn(alpha Z +
+    gamma B), where U and Z keep the last u and z of every training image.
+    """
+
+    Params = DAPHParams
+    params: DAPHParams
+    memory = ("U", "Z", "B", "H")
+    quantization_weights = ("alpha",)
+    source = Source(
+        title="Deep asymmetric pairwise hashing",
+        venue="ACM Multimedia",
+        year=2017,
+        settings_from="github.com/swuxyj/DeepHash-pytorch, DAPH.py: alpha, gamma, lambda, beta",
+        note="follows a public re-implementation, whose authors call it incomplete; the paper is "
+        "unread. Departures: the gallery's backbone starts as the pair says (there untrained), "
+        "database codes are the gallery's and query codes the query's (there one network's), and "
+        "sgn(0) is +1. DAPH + T (CSCH paper, Fig. 6): the center term's weight and what it is "
+        "applied to, tanh of the outputs, are ours",
+    )
+
+    @property
+    def schedule(self) -> Schedule:
+        """Each network learns from the other's codes."""
+        return Schedule.JOINT
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The top network (query) first, then the bottom one (gallery)."""
+        return ("query", "gallery")
+
+    @property
+    def head(self) -> HeadKind:
+        """A linear layer; the loss applies tanh."""
+        return "fc_tanh"
+
+    def squash(self, h: Tensor) -> Tensor:
+        """Return tanh of h (n, B)."""
+        return h.tanh()
+
+    def centers(self) -> CentersSpec | None:
+        """The centers of DAPH + T; none where their weight is 0."""
+        if self.params.center_weight == 0:
+            return None
+        return CentersSpec(kind=self.params.centers, assign=self.params.assign)
+
+    def check(self) -> None:
+        """Refuse centers that cannot exist, where there are any."""
+        spec = self.centers()
+        if spec is not None:
+            check_centers(self.task.n_classes, self.task.bits, spec)
+
+    # ---- state ---------------------------------------------------------------------------
+
+    def initial_state(self, stage: TrainedStage, split: TrainingSplit) -> State:
+        """U = Z = 0, random signs B and H, each (N, B); the labels (N, C), for the monitors."""
+        shape, device = (len(split), self.task.bits), split.labels.device
+        draws = split.generator("daph").integers(0, 2, (2, *shape), dtype="int8")
+        signs = torch.from_numpy(2 * draws - 1).to(device)
+        return {
+            "U": torch.zeros(shape, device=device),
+            "Z": torch.zeros(shape, device=device),
+            "B": signs[0].clone(),
+            "H": signs[1].clone(),
+            "labels": split.labels,
+        }
+
+    def remember(self, stage: TrainedStage, outputs: Outputs, batch: Batch, state: State) -> None:
+        """Keep both networks' codes in both phases; of the one at rest those of its eval mode."""
+        remember_codes(state["U"], outputs["query"], batch.rows)
+        remember_codes(state["Z"], outputs["gallery"], batch.rows)
+
+    def end_epoch(self, stage: TrainedStage, state: State) -> dict[str, float]:
+        """Update B and H; return the objective's terms over the whole split, as weighted here."""
+        p = self.params
+        u, z = state["U"], state["Z"]
+        state["B"] = update_codes(u, state["H"], alpha=p.alpha, gamma=p.gamma)
+        state["H"] = update_codes(z, state["B"], alpha=p.alpha, gamma=p.gamma)
+        b, h = state["B"], state["H"]
+        independence = bit_independence(u) + bit_independence(z)
+        balance = bit_balance(u, p.balance) + bit_balance(z, p.balance)
+        return {
+            "likelihood": full_likelihood(u, z, state["labels"]),
+            "quant": p.alpha * float(l2(u, b) + l2(z, h)),
+            "codes_apart": p.gamma * float(l2(b.float(), h)),
+            "independence": p.lambda_i * float(independence),
+            "balance": p.beta * float(balance),
+        }
+
+    # ---- losses --------------------------------------------------------------------------
+
+    def joint_loss(self, h_q: Tensor, h_g: Tensor, batch: Batch, state: State) -> LossTerms:
+        """The phase's terms of h_q and h_g (n, B); a gradient only to the phase's network."""
+        p = self.params
+        u, z = phase_codes(h_q, h_g, batch)
+        code, memory = (u, "B") if batch.phase == "query" else (z, "H")
+        terms = {"likelihood": pairwise_likelihood(u, z, similar(batch.labels))}
+        if p.alpha > 0:
+            terms["quant"] = p.alpha * l2(code, state[memory][batch.rows])
+        if p.lambda_i > 0:
+            terms["independence"] = p.lambda_i * bit_independence(code)
+        if p.beta > 0:
+            terms["balance"] = p.beta * bit_balance(code, p.balance)
+        if p.center_weight > 0:
+            terms["center"] = p.center_weight * self._center(code, batch, state["centers"])
+        return terms
+
+    def _center(self, code: Tensor, batch: Batch, centers: Tensor) -> Tensor:
+        """CSCH's center term of the phase's codes (n, B): Eq. 9 for one label, Eq. 14 for more."""
+        p = self.params
+        if batch.classes is None:
+            return centroid_cross_entropy(
+                code, centers, batch.labels, batch.tie_bits, margin=p.margin, tau=p.tau
+            )
+        return margin_cross_entropy(code, centers, batch.classes, margin=p.margin, scale=1 / p.tau)
+
+
+def bit_independence(u: Tensor) -> Tensor:
+    """Return the mean over all B x B entries of (u^T u / n - I)^2, of codes u (n, B).
+
+    It is 0 where the bits are uncorrelated and of length 1 over the batch, which takes n >= B.
+    """
+    gram = u.T @ u / len(u)
+    return (gram - torch.eye(len(gram), dtype=u.dtype, device=u.device)).square().mean()
+
+
+def update_codes(outputs: Tensor, other: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Return sgn(alpha outputs + gamma other), int8 in {-1, +1}.
+
+    A saturated tanh is exactly 1 in float32, so that 10 - 10 = 0 does happen; it counts as +1.
+
+    Args:
+        outputs: (N, B) U or Z.
+        other: (N, B) the other side's codes, in {-1, +1}.
+        alpha: weight of the outputs.
+        gamma: weight of the other side's codes.
+    """
+    return sgn(alpha * outputs + gamma * other.to(outputs.dtype)).to(torch.int8)
