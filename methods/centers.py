@@ -1,15 +1,18 @@
 """Hash centers: one code in {-1, +1}^B for each class, far apart from the others.
 
-Four generators: rows of a Hadamard matrix (``hadamard``, and ``hadamard_ext`` for orders that are
-no power of two), coin flips (``bernoulli``), and rejection sampling at a falling distance
-(``greedy``). Whatever the generator, the centers that come out are distinct; where it cannot give
-distinct ones, the next in the chain takes over and the report says so.
+Five generators: rows of a Hadamard matrix (``hadamard``, and ``hadamard_ext`` for orders that are
+no power of two), coin flips (``bernoulli``), rejection sampling at a falling distance
+(``greedy``), and an optimisation that starts from those (``mds``). Whatever the generator, the
+centers that come out are distinct; where it cannot give distinct ones, or far enough ones, the
+next in the chain takes over and the report says so.
 
 Only numpy here: ``asymbench plan`` calls :func:`check_centers` for every trial.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypedDict
 
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from methods.base import CentersSpec
+from methods.mds import plotkin_distance, separate, target_distance
 from retrieval.errors import InputError
 from retrieval.streams import generator
 
@@ -34,6 +38,8 @@ Codes = NDArray[np.int8]
 _DRAWS = 1000  # tries at distinct rows before another generator takes over
 _PATIENCE = 10_000  # rejections after which greedy lowers its threshold
 _FIRST_PERCENT, _LAST_PERCENT = 61, 20  # greedy's thresholds, in percent of the bits
+_RESTARTS = 5  # of mds, from each of its two starting points
+_MOVES, _MOVES_A_START = 300, 200  # centers that mds moves at most, a fraction of a second each
 
 
 class CentersReport(TypedDict):
@@ -47,6 +53,7 @@ class CentersReport(TypedDict):
         n_distinct_columns: different columns; fewer than B means that bits repeat each other.
         threshold: the distance in bits that greedy ended at; None for the other generators.
         fallback: why and to what the generator was changed, or None.
+        target_d: the smallest distance in bits that mds is after; None for the other generators.
     """
 
     kind_used: str
@@ -59,6 +66,7 @@ class CentersReport(TypedDict):
     n_distinct_columns: int
     threshold: int | None
     fallback: str | None
+    target_d: int | None
 
 
 # ---- Hadamard matrices ---------------------------------------------------------------
@@ -209,7 +217,12 @@ def _distances(codes: Codes) -> NDArray[np.int64]:
 
 
 def describe_centers(
-    codes: Codes, kind_used: str, *, threshold: int | None = None, fallback: str | None = None
+    codes: Codes,
+    kind_used: str,
+    *,
+    threshold: int | None = None,
+    fallback: str | None = None,
+    target_d: int | None = None,
 ) -> CentersReport:
     """Return the report on ``codes`` (C, B); see :class:`CentersReport`."""
     distances = _distances(codes)
@@ -225,6 +238,7 @@ def describe_centers(
         n_distinct_columns=len(np.unique(codes, axis=1).T),
         threshold=threshold,
         fallback=fallback,
+        target_d=target_d,
     )
 
 
@@ -316,10 +330,79 @@ def _greedy(n_classes: int, bits: int, rng: np.random.Generator) -> tuple[Codes,
     return codes[rng.permutation(n_classes)], need
 
 
+def _mds_starts(
+    n_classes: int, bits: int, spec: CentersSpec, seed: int, greedy: Codes
+) -> Iterator[tuple[str, int, Codes]]:
+    """Yield what mds starts from: its kind, the number of the restart, and centers (C, B).
+
+    The first are CSQ's centers, as in the released code. That has random signs at 48 bits; here
+    these stand in only where no Hadamard matrix can be built. The second are ``greedy``.
+    """
+    for restart in range(_RESTARTS):
+        rng = generator(seed, "centers", "mds", "start", restart)
+        if _plan(bits) is None:
+            yield "bernoulli", restart, _bernoulli(n_classes, bits, rng)
+        else:
+            rows = replace(spec, row_choice="random", flip_rows=True) if restart else spec
+            yield "hadamard_ext", restart, _hadamard(n_classes, bits, rows, rng)
+        yield "greedy", restart, _greedy(n_classes, bits, rng)[0] if restart else greedy
+
+
+def _mds(n_classes: int, bits: int, spec: CentersSpec, seed: int) -> tuple[Codes, CentersReport]:
+    """Move centers apart to MDSH's distance, or to that of kind greedy where it is larger.
+
+    One start after another is tried, with a bounded number of moves in all; where none gets
+    there, the distance asked for falls by one. The classes then get their centers in an order of
+    its own stream, as in the released code.
+    """
+    greedy, bar = _greedy(n_classes, bits, generator(seed, "centers", "greedy"))
+    if n_classes == 1:
+        why = "one center has no distance to keep; greedy instead"
+        return greedy, describe_centers(greedy, "greedy", threshold=bar, fallback=why)
+    target = target_distance(n_classes, bits)
+    asked = min(max(target, _least(greedy)), plotkin_distance(n_classes, bits))
+    best, best_least, origin, notes = greedy, 0, "greedy", ""
+    moves = _MOVES
+    for distance in range(asked, 0, -1):
+        if best_least >= distance:
+            break
+        for kind, restart, start in _mds_starts(n_classes, bits, spec, seed, greedy):
+            rng = generator(seed, "centers", "mds", kind, restart, distance)
+            most = min(moves, _MOVES_A_START)
+            codes, tried = separate(start, distance, rng, most=most)
+            moves -= tried
+            least = _least(codes)
+            if least > best_least:
+                best, best_least = codes, least
+                origin = kind if np.array_equal(codes, start) else "mds"
+                first = kind != "greedy" and not restart
+                notes = (
+                    "" if first else f"moved from {kind} (restart {restart}), others fell short"
+                )
+            if least >= distance or not moves:
+                break
+    if origin != "mds":
+        notes = f"no move improved the centers of {origin}"
+    if best_least < target:
+        notes += f"{'; ' if notes else ''}distance {best_least} instead of the target {target}"
+    order = generator(seed, "centers", "mds", "order").permutation(n_classes)
+    threshold = bar if best is greedy else None
+    return best[order], describe_centers(
+        best[order], origin, threshold=threshold, fallback=notes or None, target_d=target
+    )
+
+
+def _least(codes: Codes) -> int:
+    return int(_distances(codes).min())
+
+
 def make_centers(
     n_classes: int, bits: int, spec: CentersSpec, seed: int
 ) -> tuple[Codes, CentersReport]:
     """Make one center a class; the same arguments give the same centers anywhere.
+
+    Those of mds are the outcome of floating-point iterations, the same wherever numpy's linear
+    algebra gives the same bits.
 
     Args:
         n_classes: C.
@@ -334,6 +417,8 @@ def make_centers(
         InputError: as :func:`check_centers`.
     """
     check_centers(n_classes, bits, spec)
+    if spec.kind == "mds":
+        return _mds(n_classes, bits, spec, seed)
     rng = generator(seed, "centers", spec.kind)
     if spec.kind == "greedy":
         codes, need = _greedy(n_classes, bits, rng)

@@ -18,7 +18,9 @@ from methods.centers import (
     make_centers,
     nearest_orders,
 )
+from methods.mds import plotkin_distance, separate, target_distance
 from retrieval.errors import InputError
+from tests.oracles import mdsh as oracle
 
 KINDS = ("hadamard", "hadamard_ext", "bernoulli", "greedy")
 
@@ -167,7 +169,7 @@ def test_report_counts_what_loops_count():
     assert (report["n_constant_bits"], report["n_distinct_columns"]) == (1, 3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "mds"])
 def test_more_classes_than_codes_are_refused(kind):
     with pytest.raises(InputError, match=r"64 codes of 6 bits; at least 7") as caught:
         check_centers(100, 6, CentersSpec(kind=kind))
@@ -204,3 +206,150 @@ def test_importing_centers_imports_neither_torch_nor_scipy():
         "assert not {'torch', 'timm', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- minimal-distance-separated centers ----------------------------------------------
+
+# Gilbert-Varshamov distance, the distance asked for, and Plotkin's bound.
+DISTANCES = {
+    10: {12: "4/5/6", 16: "5/6/8", 24: "9/10/13", 32: "12/13/17", 48: "20/21/26", 64: "27/28/35"},
+    21: {12: "3/4/6", 16: "5/6/8", 24: "8/9/12", 32: "11/12/16", 48: "18/19/25", 64: "25/26/33"},
+    80: {12: "2/3/6", 16: "4/5/8", 24: "7/8/12", 32: "10/11/16", 48: "16/17/24", 64: "23/24/32"},
+    100: {12: "2/3/6", 16: "3/4/8", 24: "6/7/12", 32: "9/10/16", 48: "16/17/24", 64: "23/24/32"},
+}
+CELLS = [(c, b) for c, row in DISTANCES.items() for b in row]
+
+
+@pytest.mark.parametrize(("n_classes", "bits"), CELLS)
+def test_target_distance_is_the_published_one_and_that_of_binomial_sums(n_classes, bits):
+    below, target, cap = map(int, DISTANCES[n_classes][bits].split("/"))
+    assert oracle.gilbert_varshamov(n_classes, bits) == below
+    assert target_distance(n_classes, bits) == oracle.target(n_classes, bits) == target
+    assert plotkin_distance(n_classes, bits) == oracle.plotkin(n_classes, bits) == cap
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(st.integers(2, 90), st.integers(1, 200))
+def test_target_distance_is_exact_at_any_size(n_classes, bits):
+    assert target_distance(n_classes, bits) == oracle.target(n_classes, bits)
+    assert plotkin_distance(n_classes, bits) == oracle.plotkin(n_classes, bits)
+
+
+def test_target_distance_is_exact_where_a_float_is_not():
+    assert target_distance(1, 80) == 81  # V(79) = 2^80 - 1 rounds to 2^80
+    assert target_distance(2**60, 60) == 1
+    assert target_distance(2**60 - 1, 60) == 2
+
+
+def smallest_distance(codes):
+    """The smallest Hamming distance of two rows, by a loop."""
+    wide = codes.tolist()
+    return min(
+        sum(x != y for x, y in zip(a, b, strict=True))
+        for i, a in enumerate(wide)
+        for b in wide[:i]
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "bits"), [(10, 12), (10, 16), (10, 24), (10, 32), (10, 48), (21, 12), (21, 24)]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mds_centers_reach_the_target_and_greedys_distance(n_classes, bits, seed):
+    codes, report = make_centers(n_classes, bits, CentersSpec(kind="mds"), seed)
+    _, greedy = make_centers(n_classes, bits, CentersSpec(kind="greedy"), seed)
+    assert codes.shape == (n_classes, bits)
+    assert codes.dtype == np.int8
+    assert set(np.unique(codes)) == {-1, 1}
+    assert report["min"] == smallest_distance(codes)
+    assert report["target_d"] == oracle.target(n_classes, bits)
+    assert report["min"] >= max(report["target_d"], greedy["min"])
+    assert report["min"] >= GREEDY_MINIMUM.get(n_classes, {}).get(bits, 0) - 1
+    assert report["min"] <= oracle.plotkin(n_classes, bits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_classes", "bits"), [(80, 24), (100, 12), (100, 48)])
+def test_mds_centers_of_many_classes_are_no_closer_than_greedys(n_classes, bits):
+    codes, report = make_centers(n_classes, bits, CentersSpec(kind="mds"), 0)
+    _, greedy = make_centers(n_classes, bits, CentersSpec(kind="greedy"), 0)
+    assert report["min"] == smallest_distance(codes)
+    assert report["min"] >= max(oracle.target(n_classes, bits), greedy["min"])
+    assert report["min"] >= GREEDY_MINIMUM[n_classes][bits] - 1
+
+
+@hypothesis.settings(deadline=None, max_examples=10)
+@hypothesis.given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 50),
+    st.booleans(),
+    st.sampled_from(["first", "random"]),
+)
+def test_mds_centers_of_any_size_are_what_their_report_says(bits, n_classes, seed, flip, choice):
+    n_classes = min(n_classes, 2**bits)
+    spec = CentersSpec(kind="mds", flip_rows=flip, row_choice=choice)
+    codes, report = make_centers(n_classes, bits, spec, seed)
+    assert codes.shape == (n_classes, bits)
+    assert set(np.unique(codes)) <= {-1, 1}
+    assert len({row.tobytes() for row in codes}) == n_classes
+    again, same = make_centers(n_classes, bits, spec, seed)
+    assert (again == codes).all()
+    assert same == report
+    if n_classes == 1:
+        assert (report["min"], report["target_d"]) == (None, None)
+        return
+    _, greedy = make_centers(n_classes, bits, CentersSpec(kind="greedy"), seed)
+    assert report["min"] == smallest_distance(codes) >= greedy["min"]
+    target = report["target_d"]
+    assert target == oracle.target(n_classes, bits)
+    fell_short = f"instead of the target {target}" in (report["fallback"] or "")
+    assert fell_short is (report["min"] < target)
+    if report["kind_used"] != "mds":
+        assert f"no move improved the centers of {report['kind_used']}" in report["fallback"]
+
+
+def test_mds_says_so_where_no_codes_have_the_target():
+    # Of three codes of 2 bits, two differ in one bit; the target is 2.
+    codes, report = make_centers(3, 2, CentersSpec(kind="mds"), 0)
+    assert (report["target_d"], report["min"]) == (2, 1)
+    assert report["fallback"].endswith("distance 1 instead of the target 2")
+    assert len(np.unique(codes, axis=0)) == 3
+
+
+def test_only_mds_has_a_target():
+    for kind in KINDS:
+        _, report = make_centers(10, 16, CentersSpec(kind=kind), 0)
+        assert report["target_d"] is None
+
+
+def test_mds_gives_the_classes_their_centers_in_another_order_than_the_start():
+    codes, report = make_centers(10, 16, CentersSpec(kind="mds"), 0)
+    rows = hadamard_matrix(16)[:10]
+    assert report["kind_used"] == "hadamard_ext"  # Plotkin allows no larger distance than theirs
+    assert {row.tobytes() for row in codes} == {row.tobytes() for row in rows}
+    assert (codes != rows).any()
+    other, _ = make_centers(10, 16, CentersSpec(kind="mds"), 1)
+    assert (codes != other).any()
+
+
+@pytest.mark.parametrize(("n_classes", "bits"), [(10, 12), (10, 16), (10, 32), (10, 48)])
+def test_moving_random_centers_apart_reaches_the_target(n_classes, bits):
+    start, _ = make_centers(n_classes, bits, CentersSpec(kind="bernoulli"), 0)
+    target = oracle.target(n_classes, bits)
+    assert smallest_distance(start) < target
+    codes, tried = separate(start, target, np.random.default_rng(0), most=200)
+    assert smallest_distance(codes) >= target
+    assert set(np.unique(codes)) == {-1, 1}
+    assert tried <= 200
+
+
+def test_moving_never_ends_nearer_than_it_started_and_stops_at_its_bound():
+    start, report = make_centers(21, 12, CentersSpec(kind="greedy"), 0)
+    kept = start.copy()
+    for most in (0, 1, 25):
+        # 7 cannot be: Plotkin's bound is 6
+        codes, tried = separate(start, 7, np.random.default_rng(1), most=most)
+        assert tried <= most
+        assert smallest_distance(codes) >= report["min"]
+        assert (start == kept).all()
