@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _TINY = 1e-12
-_CHUNK = 2**22  # similarities held at a time while negatives are looked for, 16 MB
+_CHUNK = 2**20  # similarities held at a time while negatives are looked for, 4 MB
 
 
 class AMLContrParams(DistilledParams):
