@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.catalogue import methods_markdown
 from orchestrator.cli import cli
 from orchestrator.study import load_study
 
@@ -33,3 +34,7 @@ def test_make_targets_in_the_documents_exist():
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"`?make ([a-z]+)", (ROOT / document).read_text()):
             assert f"\n{target}:" in makefile, (document, target)
+
+
+def test_the_page_of_methods_is_what_the_methods_declare():
+    assert (ROOT / "docs" / "methods.md").read_text() == methods_markdown(), "run: make docs"
