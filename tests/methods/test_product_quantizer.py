@@ -124,6 +124,18 @@ def test_a_point_is_not_drawn_twice_while_others_differ():
         assert len(set(plus_plus(points, 6, rng(seed))[:, 0])) == 6
 
 
+def test_not_even_the_least_draw_takes_a_point_twice():
+    class Least:
+        def integers(self, n):
+            return 0
+
+        def random(self):
+            return 0.0
+
+    points = np.array([[2.0], [2], [5], [5], [7]])
+    assert plus_plus(points, 3, Least())[:, 0].tolist() == [2, 5, 7]
+
+
 def test_result_does_not_depend_on_the_chunk_or_on_global_randomness(monkeypatch):
     points = rng(14).normal(size=(300, 4))
     np.random.seed(1)  # noqa: NPY002 - whatever a careless neighbour does
