@@ -21,6 +21,8 @@ VARIANTS = {
     "csch_caq": ("csch", {"quantizer": {"name": "caq", "mode": "replace"}}),
     "csq_mlp3": ("csq", {"head": "mlp3_tanh", "distill_target": "binary"}),
     "orthohash_arc": ("orthohash", {"kind": "arc", "quant_weight": 0.1}),
+    "mdsh_early": ("mdsh", {"epoch_change": 1}),
+    "mdsh_no_bank": ("mdsh", {"beta": 0.0}),
     "l2_binary": ("l2", {"teacher": "csq", "target": "binary"}),
 }
 """Settings under which a method has other losses, stages or state than by default."""
