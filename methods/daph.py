@@ -43,7 +43,7 @@ class DAPHParams(Hyperparameters):
         10.0,
         ge=0,
         reads=("gallery", "query"),
-        search=(1.0, 10.0, 100.0),
+        search=(0.1, 1.0, 10.0, 100.0),
         doc="weight of the distance to the codes B and H, and of U and Z in their update; at 0 "
         "these codes stay at random and no loss reads them",
     )
@@ -51,8 +51,9 @@ class DAPHParams(Hyperparameters):
         10.0,
         ge=0,
         reads=("gallery", "query"),
-        search=(1.0, 10.0, 100.0),
-        doc="weight of the agreement of B and H in their update",
+        search=(0.1, 1.0, 10.0, 100.0),
+        doc="weight of the agreement of B and H in their update; not below alpha, as in the "
+        "public code, B and H remain the random signs that H begins with, because |tanh| < 1",
     )
     lambda_i: float = hyperparameter(
         0.01,
@@ -133,8 +134,10 @@ class DAPH(HashMethod):
         note="follows a public re-implementation, whose authors call it incomplete; the paper is "
         "unread. Departures: the gallery's backbone starts as the pair says (there untrained), "
         "database codes are the gallery's and query codes the query's (there one network's), and "
-        "sgn(0) is +1. DAPH + T (CSCH paper, Fig. 6): the center term's weight and what it is "
-        "applied to, tanh of the outputs, are ours",
+        "sgn(0) is +1 (there 0, which frees a code that a saturated output contradicts). With the "
+        "public alpha = gamma the networks are drawn to random codes; alpha > gamma, for instance "
+        "1 and 0.1, lets the codes follow. DAPH + T (CSCH paper, Fig. 6): the center term's "
+        "weight and what it is applied to, tanh of the outputs, are ours",
     )
 
     @property

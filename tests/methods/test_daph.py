@@ -306,6 +306,22 @@ def test_a_saturated_output_against_the_other_code_counts_as_plus_one():
     assert daph.update_codes(-ones, minus, alpha=10.0, gamma=10.0).tolist() == [[-1, 1]]
 
 
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "follow"), [(10.0, 10.0, False), (1.0, 10.0, False), (1.0, 0.1, True)]
+)
+def test_codes_follow_the_networks_only_where_alpha_is_above_gamma(alpha, gamma, follow):
+    rng = np.random.default_rng(0)
+    u, z = (torch.from_numpy(rng.choice([-0.9, 0.9], (50, 4))) for _ in range(2))
+    state = {"U": u.float(), "Z": z.float(), "labels": torch.eye(50)}
+    for name in ("B", "H"):
+        state[name] = torch.from_numpy(rng.choice([-1, 1], (50, 4)).astype(np.int8))
+    begun = state["H"].clone()
+    for _ in range(3):
+        make(n_train=50, alpha=alpha, gamma=gamma).end_epoch("joint", state)
+    assert torch.equal(state["B"], torch.sign(u) if follow else begun)
+    assert torch.equal(state["H"], torch.sign(z) if follow else begun)
+
+
 def test_without_alpha_codes_stay_and_are_not_read():
     method, state = make(alpha=0.0), make_state()
     before = state["H"].clone()
