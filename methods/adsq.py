@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING
 from methods.base import (
     METHODS,
     Batch,
-    HashMethod,
-    HeadKind,
     Hyperparameters,
     LossTerms,
     Outputs,
-    Phase,
-    Schedule,
     Source,
     State,
     TrainedStage,
@@ -22,6 +18,7 @@ from methods.base import (
 )
 from methods.losses import cosine, l2, sgn, similar
 from methods.pairwise import (
+    Alternating,
     bit_balance,
     full_likelihood,
     pairwise_likelihood,
@@ -135,7 +132,7 @@ class ADSQParams(Hyperparameters):
 
 
 @METHODS.register("adsq")
-class ADSQ(HashMethod):
+class ADSQ(Alternating):
     """A label network gives codes of labels; then two image networks train in turn towards them.
 
     Step 1, before training: :func:`semantic_codes` gives every image the code h_l of its labels.
@@ -162,25 +159,6 @@ class ADSQ(HashMethod):
         "survey, likelihood and difference losses, quantisation with alternation, bit balance, "
         "two steps. The paper's image networks have one architecture; here each is its side's",
     )
-
-    @property
-    def schedule(self) -> Schedule:
-        """Each network learns from the other's codes."""
-        return Schedule.JOINT
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The query first, then the gallery."""
-        return ("query", "gallery")
-
-    @property
-    def head(self) -> HeadKind:
-        """A linear layer; the loss applies tanh."""
-        return "fc_tanh"
-
-    def squash(self, h: Tensor) -> Tensor:
-        """Return tanh of h (n, B)."""
-        return h.tanh()
 
     def check(self) -> None:
         """Refuse image networks that would learn nothing of the labels."""

@@ -21,11 +21,10 @@ from methods.base import (
 from methods.centers import check_centers
 from methods.losses import (
     binary_center_loss,
-    centroid_cross_entropy,
+    central_similarity,
     centroids,
     contrastive,
     l2,
-    margin_cross_entropy,
     margin_label_smoothing,
     similar,
 )
@@ -179,11 +178,7 @@ class CSCH(HashMethod):
             return margin_label_smoothing(
                 h, centers, batch.labels, margin=p.margin, scale=1 / p.tau
             )
-        if batch.classes is None:
-            return centroid_cross_entropy(
-                h, centers, batch.labels, batch.tie_bits, margin=p.margin, tau=p.tau
-            )
-        return margin_cross_entropy(h, centers, batch.classes, margin=p.margin, scale=1 / p.tau)
+        return central_similarity(h, centers, batch, margin=p.margin, tau=p.tau)
 
     def _instance(self, h_q: Tensor, g: Tensor, batch: Batch) -> Tensor:
         """L_I of h_q (n, B) and g (n, B); a gradient reaches g where g carries one."""

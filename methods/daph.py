@@ -9,13 +9,9 @@ from methods.base import (
     Batch,
     CentersKind,
     CentersSpec,
-    HashMethod,
-    HeadKind,
     Hyperparameters,
     LossTerms,
     Outputs,
-    Phase,
-    Schedule,
     Source,
     State,
     TrainedStage,
@@ -23,8 +19,9 @@ from methods.base import (
     hyperparameter,
 )
 from methods.centers import check_centers
-from methods.losses import centroid_cross_entropy, l2, margin_cross_entropy, sgn, similar
+from methods.losses import central_similarity, l2, sgn, similar
 from methods.pairwise import (
+    Alternating,
     bit_balance,
     full_likelihood,
     pairwise_likelihood,
@@ -113,7 +110,7 @@ class DAPHParams(Hyperparameters):
 
 
 @METHODS.register("daph")
-class DAPH(HashMethod):
+class DAPH(Alternating):
     """Pairwise likelihood between two networks that train in turn, one epoch each.
 
     With u = tanh h_q, z = tanh h_g: in the query's phase NLL(u z^T / 2, S) + alpha ||u - B||^2 +
@@ -139,25 +136,6 @@ class DAPH(HashMethod):
         "1 and 0.1, lets the codes follow. DAPH + T (CSCH paper, Fig. 6): the center term's "
         "weight and what it is applied to, tanh of the outputs, are ours",
     )
-
-    @property
-    def schedule(self) -> Schedule:
-        """Each network learns from the other's codes."""
-        return Schedule.JOINT
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The top network (query) first, then the bottom one (gallery)."""
-        return ("query", "gallery")
-
-    @property
-    def head(self) -> HeadKind:
-        """A linear layer; the loss applies tanh."""
-        return "fc_tanh"
-
-    def squash(self, h: Tensor) -> Tensor:
-        """Return tanh of h (n, B)."""
-        return h.tanh()
 
     def centers(self) -> CentersSpec | None:
         """The centers of DAPH + T; none where their weight is 0."""
@@ -223,17 +201,9 @@ class DAPH(HashMethod):
         if p.beta > 0:
             terms["balance"] = p.beta * bit_balance(code, p.balance)
         if p.center_weight > 0:
-            terms["center"] = p.center_weight * self._center(code, batch, state["centers"])
+            center = central_similarity(code, state["centers"], batch, margin=p.margin, tau=p.tau)
+            terms["center"] = p.center_weight * center
         return terms
-
-    def _center(self, code: Tensor, batch: Batch, centers: Tensor) -> Tensor:
-        """CSCH's center term of the phase's codes (n, B): Eq. 9 for one label, Eq. 14 for more."""
-        p = self.params
-        if batch.classes is None:
-            return centroid_cross_entropy(
-                code, centers, batch.labels, batch.tie_bits, margin=p.margin, tau=p.tau
-            )
-        return margin_cross_entropy(code, centers, batch.classes, margin=p.margin, scale=1 / p.tau)
 
 
 def bit_independence(u: Tensor) -> Tensor:

@@ -8,12 +8,16 @@ bases' ``torch.sign`` gives 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from methods.tensors import F, Tensor, torch
 
+if TYPE_CHECKING:
+    from methods.base import Batch
+
 __all__ = [
     "binary_center_loss",
+    "central_similarity",
     "centroid_cross_entropy",
     "centroids",
     "contrastive",
@@ -178,6 +182,25 @@ def centroid_cross_entropy(
     others = cosine(h, centers) / tau
     others = others.masked_fill(labels > 0, -torch.inf)  # (n, C); safe, own is always finite
     return (torch.cat([own, others], dim=1).logsumexp(dim=1) - own[:, 0]).mean()
+
+
+def central_similarity(
+    h: Tensor, centers: Tensor, batch: Batch, *, margin: float, tau: float
+) -> Tensor:
+    """CSCH's center term: Eq. 9 where images have one label, Eq. 14 where they have several.
+
+    Args:
+        h: (n, B) codes of one network.
+        centers: (C, B) in {-1, +1}.
+        batch: its classes, or its labels and tie bits.
+        margin: on the true center, or on the centroid.
+        tau: temperature of the cosines, dimensionless.
+    """
+    if batch.classes is None:
+        return centroid_cross_entropy(
+            h, centers, batch.labels, batch.tie_bits, margin=margin, tau=tau
+        )
+    return margin_cross_entropy(h, centers, batch.classes, margin=margin, scale=1 / tau)
 
 
 def binary_center_loss(h: Tensor, target: Tensor) -> Tensor:

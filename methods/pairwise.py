@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from methods.base import Batch
+from methods.base import Batch, HashMethod, HeadKind, Phase, Schedule
 from methods.tensors import F, Tensor
 
 __all__ = [
+    "Alternating",
     "bit_balance",
     "full_likelihood",
     "pairwise_likelihood",
@@ -20,6 +21,29 @@ __all__ = [
 ]
 
 _CHUNK = 512  # rows of the N x N matrix at a time: 27 MB in float32 for N = 13 000
+
+
+class Alternating(HashMethod):
+    """Base of methods whose networks train in turn, a pass over the split each, on tanh codes."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Each network learns from the other's codes."""
+        return Schedule.JOINT
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The query first (DAPH's top network), then the gallery (the bottom one)."""
+        return ("query", "gallery")
+
+    @property
+    def head(self) -> HeadKind:
+        """A linear layer; the losses apply tanh."""
+        return "fc_tanh"
+
+    def squash(self, h: Tensor) -> Tensor:
+        """Return tanh of h (n, B)."""
+        return h.tanh()
 
 
 def pairwise_likelihood(u: Tensor, v: Tensor, similarity: Tensor) -> Tensor:

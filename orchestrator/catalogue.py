@@ -57,18 +57,18 @@ def _hyperparameter(params: type[Hyperparameters], key: str) -> dict[str, Any]:
     field = params.model_fields[key]
     extra = field.json_schema_extra
     schema = params.model_json_schema()["properties"][key]
-    choices = schema.get("enum") or [
-        value for arm in schema.get("anyOf", ()) for value in arm.get("enum", ())
-    ]
+    arms = [schema, *schema.get("anyOf", ())]  # of `float | None` the limits are in an arm
+    choices = [value for arm in arms for value in arm.get("enum", ())]
     limits = {
-        sign: schema[name]
+        sign: arm[name]
         for name, sign in (
             ("minimum", ">="),
             ("exclusiveMinimum", ">"),
             ("maximum", "<="),
             ("exclusiveMaximum", "<"),
         )
-        if name in schema
+        for arm in arms
+        if name in arm
     }
     return {
         "default": field.get_default(call_default_factory=True),

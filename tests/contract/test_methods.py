@@ -21,14 +21,24 @@ VARIANTS = {
     "csch_caq": ("csch", {"quantizer": {"name": "caq", "mode": "replace"}}),
     "csq_mlp3": ("csq", {"head": "mlp3_tanh", "distill_target": "binary"}),
     "orthohash_arc": ("orthohash", {"kind": "arc", "quant_weight": 0.1}),
+    "daph_with_centers": ("daph", {"center_weight": 1.0}),
     "mdsh_early": ("mdsh", {"epoch_change": 1}),
     "mdsh_no_bank": ("mdsh", {"beta": 0.0}),
+    "aml_contr_tuples": ("aml_contr", {"form": "tuples"}),
+    "aml_contr_per_type": ("aml_contr", {"reduce": "per_type"}),
+    "aml_reg_norm": ("aml_reg", {"form": "norm"}),
+    "ssp_of_csq": ("ssp", {"teacher": "csq", "subspaces": 2}),
     "l2_binary": ("l2", {"teacher": "csq", "target": "binary"}),
 }
 """Settings under which a method has other losses, stages or state than by default."""
 
+QUICK = {"adsq": {"label_hidden": 64}}
+"""The same losses with a smaller label network, which is trained for every specimen."""
+
 for _name in NAMES:
-    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (MethodContract,), {"method": _name})
+    globals()[f"Test_{_name}"] = type(
+        f"Test_{_name}", (MethodContract,), {"method": _name, "params": QUICK.get(_name, {})}
+    )
 for _title, (_name, _params) in VARIANTS.items():
     globals()[f"Test_{_title}"] = type(
         f"Test_{_title}", (MethodContract,), {"method": _name, "params": _params}
