@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from methods.tensors import Tensor
 from retrieval.errors import InputError
@@ -148,6 +148,16 @@ class Hyperparameters(BaseModel):
         reads=("query",),
         doc="a quantisation term beside the method's own, or in its place: {name: caq, mode: add}",
     )
+
+    @field_validator("quantizer", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Take ``quantizer: caq`` for ``quantizer: {name: caq}``."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not (value is None or isinstance(value, dict | Quantizer)):
+            raise ValueError("must be a name or a mapping, caq or {name: caq, mode: add}")
+        return value
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Hyperparameters:

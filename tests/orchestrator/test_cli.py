@@ -89,6 +89,13 @@ SIDE = "{backbone: resnet18}"
             "4  methods.csch.quantizer.name",
             "did you mean 'caq'",
         ),
+        ("methods", "{l2: {quantizer: cq}}", "4  methods.l2.quantizer.name", "did you mean 'caq'"),
+        (
+            "methods",
+            "{l2: {quantizer: 3}}",
+            "4  methods.l2.quantizer",
+            "must be a name or a mapping",
+        ),
         (
             "methods",
             "{l2: {quantizer: {name: caq, mode: replace}}}",

@@ -128,9 +128,13 @@ def test_a_method_given_twice_has_a_row_for_each_setting(plan, store):
 
 def test_quantizers_are_shown_by_name_and_mode(plan, store):
     caq = {"name": "caq", "mode": "replace"}
-    made = plan(methods={"csch": {"quantizer": [None, caq]}})
-    assert list(table(made, store)) == ["csch quantizer=none", "csch quantizer=caq(replace,1.0)"]
-    assert [trial.params["gamma"] for trial in made.trials] == [100.0, 0.0]
+    made = plan(methods={"csch": {"quantizer": [None, "caq", caq]}})
+    assert list(table(made, store)) == [
+        "csch quantizer=none",
+        "csch quantizer=caq(add,1.0)",
+        "csch quantizer=caq(replace,1.0)",
+    ]
+    assert [trial.params["gamma"] for trial in made.trials] == [100.0, 100.0, 0.0]
 
 
 def test_scores_by_continuous_codes_have_tables_of_their_own(plan, store):

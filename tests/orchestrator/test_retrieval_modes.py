@@ -21,7 +21,7 @@ def cosine_map(query, gallery, query_labels, gallery_labels):
     return float(np.mean(found))
 
 
-@pytest.mark.parametrize("method", ["csch", "csq"])
+@pytest.mark.parametrize("method", ["csch", "csq", "daph"])
 def test_a_study_may_rank_by_continuous_codes_too(shared_lab, method):
     plain, _ = shared_lab.run(methods=[method])
     retrieval = {"retrieval": ["hamming", "cosine", "asymmetric"]}
@@ -32,11 +32,14 @@ def test_a_study_may_rank_by_continuous_codes_too(shared_lab, method):
     assert changed == {"metrics"}  # nothing is trained or encoded anew
 
     store = shared_lab.store
-    query = np.load(store.read(trial.stages["query"], "query_embeddings.npy"))
-    gallery = np.load(store.read(trial.stages["gallery"], "gallery_embeddings.npy"))
-    codes = np.load(store.read(trial.stages["gallery"], "gallery_codes.npy"))
+    asked, answered = (
+        trial.stages.get("joint", trial.stages.get(s)) for s in ("query", "gallery")
+    )
+    query = np.load(store.read(asked, "query_embeddings.npy"))
+    gallery = np.load(store.read(answered, "gallery_embeddings.npy"))
+    codes = np.load(store.read(answered, "gallery_codes.npy"))
     np.testing.assert_array_equal(pack(gallery), codes)
-    if method == "csq":  # its output space
+    if method in ("csq", "daph"):  # its output space
         query, gallery = np.tanh(query), np.tanh(gallery)
     (dataset,) = plan.datasets
     splits, labels = dataset.splits(), dataset.index().labels
