@@ -68,11 +68,16 @@ class Board:
     def _open_inputs(self, stage_id: str) -> int:
         return len(set(self.plan.stages[stage_id].inputs.values()) - self.done)
 
-    def next(self) -> Stage | None:
-        """Take the ready stage with the longest chain of work behind it, or None."""
-        if not self._ready:
+    def next(self, wanted: Callable[[str], bool] | None = None) -> Stage | None:
+        """Take the ready stage with the longest chain of work behind it, or None.
+
+        Args:
+            wanted: which stages, by id, may be taken; None takes any.
+        """
+        ready = self._ready if wanted is None else set(filter(wanted, self._ready))
+        if not ready:
             return None
-        stage_id = max(self._ready, key=lambda i: (self.priority.get(i, 0.0), i))
+        stage_id = max(ready, key=lambda i: (self.priority.get(i, 0.0), i))
         self._ready.remove(stage_id)
         self.live.add(stage_id)
         return self.plan.stages[stage_id]
@@ -287,6 +292,9 @@ def _fit(
     def describe(stage: Stage) -> dict[str, Any]:
         return {"work": asdict(_work(stage, options)), "bundle": requests[stage.id].to_ray()}
 
+    def bundle(stage_id: str) -> str:
+        return str(sorted(requests[stage_id].to_ray().items()))
+
     def conclude(stage: Stage, failure: dict[str, Any] | None) -> None:
         _conclude(board, stage, failure, listeners, estimator)
 
@@ -294,6 +302,7 @@ def _fit(
         board,
         stage_trainable,
         describe=describe,
+        bundle=bundle,
         conclude=conclude,
         listeners=listeners,
         folder=options.home / "ray" / "tune",

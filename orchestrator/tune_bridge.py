@@ -26,14 +26,28 @@ if TYPE_CHECKING:
 class _Session:
     board: Board
     describe: Callable[[Stage], dict[str, Any]]
+    bundle: Callable[[str], str]
     conclude: Callable[[Stage, dict[str, Any] | None], None]
     listeners: list[Listener]
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Tune's trial id -> the bundle that the trial, handed out but not started, waits for."""
     running: dict[str, Stage] = field(default_factory=dict)
     """Tune's trial id -> the stage that the trial runs."""
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Tune's trial id -> the failure that its worker reported."""
 
+    def next(self) -> Stage | None:
+        """Take a stage, but none for a bundle that another one waits for already.
+
+        Tune asks ahead of free resources. What it was given it starts in that order, so that a
+        stage which becomes ready meanwhile, with much work behind it, would come after them. One
+        for each bundle is enough that a small stage passes a large one that has to wait.
+        """
+        taken = set(self.waiting.values())
+        return self.board.next(lambda stage_id: self.bundle(stage_id) not in taken)
+
     def end(self, trial_id: str) -> None:
+        self.waiting.pop(trial_id, None)
         stage = self.running.pop(trial_id, None)
         if stage is not None:
             self.conclude(stage, self.failures.pop(trial_id, None))
@@ -53,11 +67,12 @@ class StageSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next stage's config, None to wait, or FINISHED."""
         session = _SESSIONS[self.key]
-        stage = session.board.next()
+        stage = session.next()
         if stage is None:
             # None while nothing is live would block Tune's controller for ten minutes.
             return None if session.board.live else str(Searcher.FINISHED)
         session.running[trial_id] = stage
+        session.waiting[trial_id] = session.bundle(stage.id)
         return session.describe(stage)
 
     def on_trial_complete(
@@ -82,6 +97,7 @@ class StageCallback(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker took the stage."""
         session = _SESSIONS[self.key]
+        session.waiting.pop(trial.trial_id, None)
         stage = session.running.get(trial.trial_id)
         if stage is not None:
             for listener in session.listeners:
@@ -119,6 +135,7 @@ def fit(
     trainable: Callable[[dict[str, Any]], None],
     *,
     describe: Callable[[Stage], dict[str, Any]],
+    bundle: Callable[[str], str],
     conclude: Callable[[Stage, dict[str, Any] | None], None],
     listeners: list[Listener],
     folder: Path,
@@ -130,6 +147,7 @@ def fit(
         board: hands out stages.
         trainable: runs one stage, given ``describe``'s config.
         describe: a stage's config; ``bundle`` in it holds the resources.
+        bundle: a stage's resources as text, by its id.
         conclude: books a stage's end, with the failure that its worker reported, if any.
         listeners: told of starts and progress.
         folder: absolute, where Tune keeps its files.
@@ -137,7 +155,7 @@ def fit(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     key = next(_KEYS)
-    _SESSIONS[key] = _Session(board, describe, conclude, listeners)
+    _SESSIONS[key] = _Session(board, describe, bundle, conclude, listeners)
     name = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     try:
         tune.Tuner(
