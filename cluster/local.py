@@ -52,6 +52,10 @@ class Capacity:
     gpus: float
 
 
+_STARTS = 3
+_TOO_SLOW = "timed out during startup"
+
+
 @contextmanager
 def local_ray(
     folder: Path, *, cpus: int | None = None, gpus: int | None = None
@@ -70,16 +74,26 @@ def local_ray(
     folder.mkdir(parents=True, exist_ok=True)
     short = short_path(folder)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(
-        address="local",  # a cluster file that another program left must not be joined by accident
-        num_cpus=cpus or visible_cpus(),
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=200 * 2**20,  # stages exchange files, not objects
-        _temp_dir=str(short),
-    )
+    options = {
+        # a cluster file that another program left must not be joined by accident
+        "address": "local",
+        "num_cpus": cpus or visible_cpus(),
+        "num_gpus": gpus,
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "object_store_memory": 200 * 2**20,  # stages exchange files, not objects
+        "_temp_dir": str(short),
+    }
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # of no class of its own
+            # Ray waits 30 s for its own processes, which is too short on a busy machine.
+            if _TOO_SLOW not in str(error) or not left:
+                raise
+            ray.shutdown()
     quiet_raylet()
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts a crash handler on SIGTERM

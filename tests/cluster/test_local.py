@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import short_path
+from cluster.local import local_ray, short_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,3 +65,38 @@ def test_ray_starts_in_a_deep_folder_keeps_our_signals_and_leaves_no_session(tmp
     assert process.returncode == 0, err
     assert out.splitlines() == ["2.0 True True", "2", "[]"]
     assert set(Path("/tmp").glob("asymbench-*")) <= before
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3), (3, 3)])
+def test_a_start_that_was_too_slow_is_tried_again(tmp_path, monkeypatch, failures, starts):
+    import ray
+
+    calls = []
+
+    def init(**options):
+        calls.append(options["address"])
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because")
+        raise KeyboardInterrupt  # started: nothing more of it is looked at here
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    expected = KeyboardInterrupt if failures < 3 else Exception
+    with pytest.raises(expected), local_ray(tmp_path):
+        pass
+    assert calls == ["local"] * starts
+
+
+def test_any_other_failure_to_start_is_not_tried_again(tmp_path, monkeypatch):
+    import ray
+
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        raise RuntimeError("no memory for the object store")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RuntimeError, match="no memory"), local_ray(tmp_path):
+        pass
+    assert len(calls) == 1
