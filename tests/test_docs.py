@@ -18,7 +18,12 @@ def test_the_study_in_the_readme_is_valid():
     assert study.method_grids()[0].given["gamma"] == [0.0, 1.0, 10.0, 100.0]
 
 
-DOCUMENTS = ["README.md", "docs/results/cifar10_mini.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/results/cifar10_mini.md",
+    "docs/results/cifar10_methods.md",
+    "examples/own_method/README.md",
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
