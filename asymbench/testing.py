@@ -135,11 +135,7 @@ class Specimen:
         return self.method.gallery_method() is self.method and not self.joint
 
     def _initial_state(self) -> State:
-        state: State = {}
-        spec = self.method.gallery_method().centers()
-        if spec is not None:
-            codes, _ = make_centers(CLASSES, BITS, spec, 0)
-            state["centers"] = torch.from_numpy(codes.astype(np.float32))
+        state = _centers(self.method)
         for stage, owner in self.owners.items():
             state |= owner.initial_state(stage, self.split)
         for owner in self.owners.values():
@@ -192,6 +188,15 @@ class Specimen:
         return Specimen(
             self.method, self.split, batch, self.h_q[order], self.h_g[order], self.state
         )
+
+
+def _centers(method: HashMethod) -> State:
+    """Return what the centers' stage gives to the method: its hash centers, if it has any."""
+    spec = method.gallery_method().centers()
+    if spec is None:
+        return {}
+    codes, _ = make_centers(CLASSES, BITS, spec, 0)
+    return {"centers": torch.from_numpy(codes.astype(np.float32))}
 
 
 def _labels(multi: bool, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -705,13 +710,6 @@ class _Lab:
             momentum=momentum,
         )
 
-    def state(self) -> State:
-        spec = self.method.gallery_method().centers()
-        if spec is None:
-            return {}
-        codes, _ = make_centers(CLASSES, BITS, spec, 0)
-        return {"centers": torch.from_numpy(codes.astype(np.float32))}
-
     def _train_teacher(self) -> None:
         owner = self.method.gallery_method()
         simultaneous = self.method.schedule is Schedule.SIMULTANEOUS
@@ -721,7 +719,7 @@ class _Lab:
             self.data,
             gallery=self.learner("gallery", owner.momentum),
             sink=record if simultaneous else None,
-            state=self.state(),
+            state=_centers(self.method),
         )
         for _ in trainer.run():
             pass
@@ -755,14 +753,14 @@ class _Lab:
         owner = self.method.gallery_method()
         if stage == "gallery":
             learner = self.learner("gallery", owner.momentum)
-            return Trainer(owner, self.data, gallery=learner, state=self.state())
+            return Trainer(owner, self.data, gallery=learner, state=_centers(self.method))
         if stage == "joint":
             return Trainer(
                 self.method,
                 self.data,
                 query=self.learner("query", None),
                 gallery=self.learner("gallery", self.method.momentum),
-                state=self.state(),
+                state=_centers(self.method),
             )
         self.teacher()
         assert self._record is not None
@@ -771,7 +769,7 @@ class _Lab:
             self.data,
             query=self.learner("query", None),
             source=self._record,
-            state=self.state(),
+            state=_centers(self.method),
             embeddings=self.embeddings(),
         )
 
@@ -780,7 +778,7 @@ class _Lab:
         if self.method.schedule is Schedule.SIMULTANEOUS:
             gallery = self.learner("gallery", self.method.momentum)
             return Trainer(
-                self.method, self.data, query=query, gallery=gallery, state=self.state()
+                self.method, self.data, query=query, gallery=gallery, state=_centers(self.method)
             )
         source = LiveTeacher(self.teacher(), self.method.recording)
         return Trainer(
@@ -788,6 +786,6 @@ class _Lab:
             self.data,
             query=query,
             source=source,
-            state=self.state(),
+            state=_centers(self.method),
             embeddings=self.embeddings(),
         )

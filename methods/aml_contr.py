@@ -18,7 +18,7 @@ from methods.base import (
     hyperparameter,
 )
 from methods.distilled import Distilled, DistilledParams
-from methods.losses import contrastive, cosine, l2, similar, unit
+from methods.losses import contrastive, cosine, hinge, l2, similar, unit
 from methods.tensors import Tensor, torch
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "tuple_contrastive",
 ]
 
-_TINY = 1e-12
 _CHUNK = 2**20  # similarities held at a time while negatives are looked for, 4 MB
 
 
@@ -192,7 +191,7 @@ def contrastive_per_type(h_q: Tensor, h_g: Tensor, similarity: Tensor, *, margin
     squared = (2 - 2 * cosine(h_q, h_g)).clamp_min(0)
     s = similarity.to(h_q.dtype)
     alike = (s * squared).sum() / s.sum().clamp_min(1)
-    unlike = ((1 - s) * _apart(squared, margin)).sum() / (1 - s).sum().clamp_min(1)
+    unlike = ((1 - s) * hinge(squared, margin)).sum() / (1 - s).sum().clamp_min(1)
     return (alike + unlike) / 2
 
 
@@ -219,13 +218,8 @@ def tuple_contrastive(
     anchor = unit(h_q)
     near = (anchor - positive.to(h_q.dtype)).square().sum(dim=1)
     squared = (anchor[:, None] - negatives.to(h_q.dtype)).square().sum(dim=2)
-    apart = (_apart(squared, margin) * present).sum(dim=1)
+    apart = (hinge(squared, margin) * present).sum(dim=1)
     return (near + apart).mean() / 2
-
-
-def _apart(squared: Tensor, margin: float) -> Tensor:
-    """Return max(0, margin - d)^2 of squared distances, with a finite slope at 0."""
-    return (margin - squared.clamp_min(_TINY).sqrt()).clamp_min(0).square()
 
 
 # ---- tuples --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Literal
 
 from methods.base import METHODS, Batch, LossTerms, Source, State, hyperparameter
 from methods.distilled import Distilled, DistilledParams
-from methods.losses import l2, unit
+from methods.losses import l2, same_shape, unit
 from methods.tensors import Tensor
 
 __all__ = ["AMLReg", "unit_distance"]
@@ -81,7 +81,6 @@ def unit_distance(h_q: Tensor, g: Tensor) -> Tensor:
     Raises:
         ValueError: the two have different shapes.
     """
-    if h_q.shape != g.shape:
-        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(g.shape)}")
+    same_shape(h_q, g)
     squared = (unit(h_q) - unit(g.to(h_q.dtype))).square().sum(dim=1)
     return squared.clamp_min(_NEAREST).sqrt().mean()

@@ -15,7 +15,7 @@ from methods.base import (
     hyperparameter,
 )
 from methods.distilled import Distilled, DistilledParams
-from methods.losses import cosine, sgn, unit
+from methods.losses import cosine, same_shape, sgn, unit
 from methods.tensors import F, Tensor, torch
 from retrieval.errors import InputError
 
@@ -184,8 +184,7 @@ def contextual_similarity(
     Raises:
         ValueError: the two have different shapes.
     """
-    if h_q.shape != g.shape:
-        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(g.shape)}")
+    same_shape(h_q, g)
     g = g.to(h_q.dtype)
     columns = g[rows.argsort()]
     teacher = _exact_cosine(g, columns)

@@ -7,7 +7,7 @@ from typing import Literal
 from methods.base import METHODS, Batch, LossTerms, Source, State, hyperparameter
 from methods.csd import contextual_similarity
 from methods.distilled import Distilled, DistilledParams
-from methods.losses import cosine, sgn
+from methods.losses import cosine, same_shape, sgn
 from methods.quantizers import caq, caq_temperatures, straight_through
 from methods.tensors import Tensor, torch
 from retrieval.errors import InputError
@@ -217,8 +217,7 @@ def cross_correlation(h_q: Tensor, b_g: Tensor, *, lam: float) -> Tensor:
         ValueError: the two have different shapes, or there are fewer than two images, whose
             correlation is undefined.
     """
-    if h_q.shape != b_g.shape:
-        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(b_g.shape)}")
+    same_shape(h_q, b_g)
     if len(h_q) < 2:
         raise ValueError(f"correlation needs two images or more, the batch has {len(h_q)}")
     varying = (b_g != b_g[0]).any(dim=0)

@@ -22,9 +22,11 @@ __all__ = [
     "centroids",
     "contrastive",
     "cosine",
+    "hinge",
     "l2",
     "margin_cross_entropy",
     "margin_label_smoothing",
+    "same_shape",
     "sgn",
     "sign_gap",
     "similar",
@@ -268,8 +270,7 @@ def l2(
     Raises:
         ValueError: the two have different shapes.
     """
-    if h_q.shape != g.shape:
-        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(g.shape)}")
+    same_shape(h_q, g)
     aim = sgn(g).to(h_q.dtype) if target == "binary" else g.to(h_q.dtype)
     if normalize:
         h_q, aim = unit(h_q), unit(aim)
@@ -293,11 +294,27 @@ def contrastive(h_q: Tensor, h_g: Tensor, similarity: Tensor, *, margin: float) 
         ValueError: the two have different numbers of bits.
     """
     squared = (2 - 2 * cosine(h_q, h_g)).clamp_min(0)
-    # The distance is only needed, and its slope at 0 only finite, where it is not 0.
-    distance = squared.clamp_min(_TINY).sqrt()
-    apart = (margin - distance).clamp_min(0).square()
+    apart = hinge(squared, margin)
     s = similarity.to(h_q.dtype)
     return (s * squared + (1 - s) * apart).mean() / 2
+
+
+def hinge(squared: Tensor, margin: float) -> Tensor:
+    """Return max(0, margin - d)^2 of squared distances d^2, elementwise.
+
+    The distance is only needed, and its slope at 0 only finite, where it is not 0.
+    """
+    return (margin - squared.clamp_min(_TINY).sqrt()).clamp_min(0).square()
+
+
+def same_shape(h_q: Tensor, g: Tensor) -> None:
+    """Refuse query outputs and gallery codes that are not of the same images and bits.
+
+    Raises:
+        ValueError: the two have different shapes.
+    """
+    if h_q.shape != g.shape:
+        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(g.shape)}")
 
 
 def _same_bits(h: Tensor, other: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from methods.base import METHODS, Batch, LossTerms, Source, State, hyperparameter
 from methods.distilled import Distilled, DistilledParams
-from methods.losses import l2
+from methods.losses import l2, same_shape
 from methods.tensors import F, Tensor, torch
 from retrieval.errors import InputError
 
@@ -156,7 +156,6 @@ def _angles(x: Tensor) -> Tensor:
 
 
 def _check_pairs(h_q: Tensor, g: Tensor) -> None:
-    if h_q.shape != g.shape:
-        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(g.shape)}")
+    same_shape(h_q, g)
     if len(h_q) < 2:
         raise ValueError(f"relations need two images or more, the batch has {len(h_q)}")

@@ -13,6 +13,7 @@ from methods.base import (
     hyperparameter,
 )
 from methods.distilled import Distilled, DistilledParams
+from methods.losses import same_shape
 from methods.product_quantizer import fit_subspaces
 from methods.tensors import F, Tensor, torch
 from retrieval.errors import InputError
@@ -165,8 +166,7 @@ def structure_similarity(h_q: Tensor, g: Tensor, anchors: Tensor, *, scale: floa
     Raises:
         ValueError: the outputs have different shapes, or the anchors are of another length.
     """
-    if h_q.shape != g.shape:
-        raise ValueError(f"query outputs {tuple(h_q.shape)} and gallery codes {tuple(g.shape)}")
+    same_shape(h_q, g)
     parts, _, dimensions = anchors.shape
     if h_q.shape[1] != parts * dimensions:
         raise ValueError(

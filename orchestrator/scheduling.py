@@ -292,8 +292,8 @@ def _fit(
     def describe(stage: Stage) -> dict[str, Any]:
         return {"work": asdict(_work(stage, options)), "bundle": requests[stage.id].to_ray()}
 
-    def bundle(stage_id: str) -> str:
-        return str(sorted(requests[stage_id].to_ray().items()))
+    # Once: Tune asks for the next stage ten times a second, of whatever number is ready.
+    bundles = {i: str(sorted(request.to_ray().items())) for i, request in requests.items()}
 
     def conclude(stage: Stage, failure: dict[str, Any] | None) -> None:
         _conclude(board, stage, failure, listeners, estimator)
@@ -302,7 +302,7 @@ def _fit(
         board,
         stage_trainable,
         describe=describe,
-        bundle=bundle,
+        bundle=bundles.__getitem__,
         conclude=conclude,
         listeners=listeners,
         folder=options.home / "ray" / "tune",

@@ -44,6 +44,8 @@ class _Session:
         for each bundle is enough that a small stage passes a large one that has to wait.
         """
         taken = set(self.waiting.values())
+        if not taken:
+            return self.board.next()
         return self.board.next(lambda stage_id: self.bundle(stage_id) not in taken)
 
     def end(self, trial_id: str) -> None:
