@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,13 @@ class Protocol:
         uneven: classes differ in size by nature: ``train_per_class`` is a limit, not a quota.
         split_digest: SHA-256 of the split file, where one fixes the split.
         query_total, train_total, validation_total, validation_gallery_total: the same four of
-            all images together, where images carry several labels.
+            all images together, where images carry several labels; the two of validation also
+            where the dataset's files list the splits.
+        train_apart: training images are not in the gallery.
+        greedy: quotas of each class hold for images with several labels too: in a random order
+            each image counts for the first of its classes whose quota is not full.
+        listed: the dataset's files say which images are query, gallery and, if they list them,
+            training images.
     """
 
     id: str
@@ -54,15 +60,18 @@ class Protocol:
     train_total: int | None = None
     validation_total: int | None = None
     validation_gallery_total: int | None = None
+    train_apart: bool = False
+    greedy: bool = False
+    listed: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Return all of it as JSON values, without the cut-off, which no training reads.
 
-        Totals that are not given are left out: what has none keeps the identity that it had
-        before there were totals.
+        What came later is left out where it is not used: such a protocol keeps its identity.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "at"}
         unused = [name for name in TOTALS if values[name] is None]
+        unused += [name for name in ("train_apart", "greedy", "listed") if not values[name]]
         return {name: value for name, value in values.items() if name not in unused}
 
 
@@ -80,7 +89,8 @@ FRACTIONS = tuple(f.name for f in fields(Protocol) if f.name.endswith("_fraction
 class Splits:
     """Rows of the image store by role; each array is (n,) int64, increasing.
 
-    Training and validation images are gallery images too, as in the literature.
+    Validation images are gallery images too, and so are training images unless the protocol
+    keeps them apart.
     """
 
     train: NDArray[np.int64]
@@ -89,12 +99,15 @@ class Splits:
     query: NDArray[np.int64]
     gallery: NDArray[np.int64]
 
-    def check(self, name: str, keys: Sequence[str] | None = None) -> Splits:
+    def check(
+        self, name: str, keys: Sequence[str] | None = None, *, train_apart: bool = False
+    ) -> Splits:
         """Return the splits if no image leaks from a query into what is learnt or ranked.
 
         Args:
             name: the dataset's, for messages.
             keys: the images' names, for messages.
+            train_apart: training images need not be in the gallery.
 
         Raises:
             DatasetError: an empty split, an image in two that must be apart, or a training image
@@ -123,7 +136,7 @@ class Splits:
                     f"dataset {name!r}: {_images(both, keys)} both in {one} and in {other}"
                 )
         outside = np.setdiff1d(self.train, self.gallery)
-        if len(outside):
+        if len(outside) and not train_apart:
             raise DatasetError(
                 f"dataset {name!r}: {_images(outside, keys)} in train but not in gallery"
             )
@@ -166,10 +179,14 @@ def draw_splits(
         rows = by_class[starts[number] : starts[number + 1]]
         query, validation, beside, train = _quotas(protocol, len(rows), title, name)
         order = rows[_order(derive(protocol.split_seed, "split", name, title), ids[rows])]
-        for part, chosen in _dealt(order, query, validation, beside, train).items():
+        apart = protocol.train_apart
+        for part, chosen in _dealt(order, query, validation, beside, train, apart=apart).items():
             parts[part].append(chosen)
-    joined = {k: np.sort(np.concatenate(v)).astype(np.int64) for k, v in parts.items()}
-    return Splits(**joined).check(name, keys)
+    return _joined(parts).check(name, keys, train_apart=protocol.train_apart)
+
+
+def _joined(parts: Mapping[str, Sequence[NDArray[np.integer[Any]]]]) -> Splits:
+    return Splits(**{k: np.sort(np.concatenate(v)).astype(np.int64) for k, v in parts.items()})
 
 
 def draw_splits_of_all(keys: Sequence[str], protocol: Protocol, name: str) -> Splits:
@@ -200,8 +217,185 @@ def draw_splits_of_all(keys: Sequence[str], protocol: Protocol, name: str) -> Sp
         )
     ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
     order = _order(derive(protocol.split_seed, "split", name), ids)
-    parts = _dealt(order, *_totals(protocol, len(keys), name))
-    return Splits(**{k: np.sort(v).astype(np.int64) for k, v in parts.items()}).check(name, keys)
+    parts = _dealt(order, *_totals(protocol, len(keys), name), apart=protocol.train_apart)
+    joined = _joined({part: [rows] for part, rows in parts.items()})
+    return joined.check(name, keys, train_apart=protocol.train_apart)
+
+
+def draw_splits_greedily(
+    keys: Sequence[str],
+    labels: NDArray[np.generic],
+    classes: Sequence[str],
+    protocol: Protocol,
+    name: str,
+) -> Splits:
+    """Draw a multi-label dataset's splits by quotas of each class, as NUS-WIDE is split.
+
+    All images are put in a random order, a function of (split seed, dataset, key). Going through
+    it, an image becomes a query if one of its classes wants more queries, and counts for the
+    first such class in the order of classes. Training images, then validation queries, then what
+    these are ranked against are chosen alike among the images that are left; the gallery is all
+    that is no query.
+
+    Args:
+        keys: (N,) image names.
+        labels: (N, C) multi-hot.
+        classes: (C,) class names.
+        protocol: the quotas; ``query_per_class`` and ``train_per_class`` are needed.
+        name: the dataset's name, part of the random stream.
+
+    Raises:
+        DatasetError: a class has too few images for a quota; both numbers are in the message.
+    """
+    ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
+    order = _order(derive(protocol.split_seed, "split", name), ids)
+    left = np.ones(len(keys), dtype=bool)
+    carried = [np.flatnonzero(row).tolist() for row in np.asarray(labels)[order]]
+    chosen: dict[str, NDArray[np.int64]] = {}
+    for role in ("query", "train", "validation", "validation_gallery"):
+        quota = getattr(protocol, f"{role}_per_class") or 0
+        wanted = [quota] * len(classes)
+        missing = quota * len(classes)
+        taken = []
+        for place, row in zip(carried, order.tolist(), strict=True):
+            if not missing:
+                break
+            charged = next((c for c in place if wanted[c]), None) if left[row] else None
+            if charged is not None:
+                wanted[charged] -= 1
+                missing -= 1
+                left[row] = False
+                taken.append(row)
+        if missing:
+            short = next(number for number, count in enumerate(wanted) if count)
+            raise DatasetError(
+                f"dataset {name!r}: class {classes[short]!r} has {quota - wanted[short]} images "
+                f"left for the {role.replace('_', ' ')} split, the protocol needs {quota}",
+                key="protocol",
+            )
+        chosen[role] = np.sort(np.array(taken, dtype=np.int64))
+    gallery = np.setdiff1d(np.arange(len(keys), dtype=np.int64), chosen["query"])
+    if protocol.train_apart:
+        gallery = np.setdiff1d(gallery, chosen["train"])
+    beside = chosen["validation_gallery"]
+    return Splits(
+        train=chosen["train"],
+        validation_query=chosen["validation"],
+        validation_gallery=beside if len(beside) else chosen["train"],
+        query=chosen["query"],
+        gallery=gallery,
+    ).check(name, keys, train_apart=protocol.train_apart)
+
+
+def complete_splits(
+    listed: Mapping[str, Sequence[str]],
+    keys: Sequence[str],
+    labels: NDArray[np.generic],
+    classes: Sequence[str],
+    protocol: Protocol,
+    name: str,
+) -> Splits:
+    """Complete splits of which a dataset's files list the query and the gallery images.
+
+    Where they list training images too, validation queries and what they are ranked against are
+    drawn from the gallery images that are not trained on, so that the training split stays whole;
+    where there are too few of these, validation queries are taken from the training images and
+    ranked against the others. Where no training images are listed, they are drawn from the
+    gallery with the protocol's quotas: class by class, or by totals where images carry several
+    labels.
+
+    Args:
+        listed: image names by split: ``query`` and ``gallery``, perhaps ``train``,
+            ``validation_query`` and ``validation_gallery``.
+        keys: (N,) image names.
+        labels: (N,) class numbers or (N, C) multi-hot.
+        classes: (C,) class names.
+        protocol: quotas or totals of what is not listed.
+        name: the dataset's name, part of the random stream.
+
+    Raises:
+        DatasetError: a name that the dataset does not have or that is listed twice, a leak, or
+            too few images.
+    """
+    places = {key: number for number, key in enumerate(keys)}
+    parts: dict[str, NDArray[np.int64]] = {}
+    for role, wanted in listed.items():
+        rows = [places.get(key, -1) for key in wanted]
+        if -1 in rows:
+            raise DatasetError(
+                f"dataset {name!r}: its {role} list has {rows.count(-1)} images that are not "
+                f"there, the first is {wanted[rows.index(-1)]!r}"
+            )
+        parts[role], counts = np.unique(np.array(rows, dtype=np.int64), return_counts=True)
+        if len(parts[role]) < len(rows):
+            twice = keys[int(parts[role][np.argmax(counts > 1)])]
+            raise DatasetError(
+                f"dataset {name!r}: its {role} list has {len(rows) - len(parts[role])} images "
+                f"more than once, the first is {twice!r}"
+            )
+    if "train" not in parts:
+        parts |= _drawn_from(parts["gallery"], keys, labels, classes, protocol, name)
+    if "validation_query" not in parts:
+        parts |= _validation_beside(parts, keys, protocol, name)
+    parts.setdefault("validation_gallery", parts["train"])
+    return Splits(**parts).check(name, keys, train_apart=protocol.train_apart)
+
+
+def _drawn_from(
+    gallery: NDArray[np.int64],
+    keys: Sequence[str],
+    labels: NDArray[np.generic],
+    classes: Sequence[str],
+    protocol: Protocol,
+    name: str,
+) -> dict[str, NDArray[np.int64]]:
+    """Draw training and validation images from the gallery."""
+    ids = np.frombuffer(b"".join(_key_digest(keys[row]) for row in gallery), dtype="<u8")
+    parts: dict[str, list[NDArray[np.integer[Any]]]] = {}
+    groups: list[tuple[NDArray[np.intp], int, tuple[int, int, int, int]]]
+    if labels.ndim == 2:
+        seed = derive(protocol.split_seed, "split", name)
+        inside = np.arange(len(gallery))
+        groups = [(inside, seed, _totals(protocol, len(gallery), name))]
+    else:
+        groups = []
+        for number, title in enumerate(classes):
+            inside = np.flatnonzero(labels[gallery] == number)
+            seed = derive(protocol.split_seed, "split", name, title)
+            groups.append((inside, seed, _quotas(protocol, len(inside), title, name)))
+    for inside, seed, (_, validation, beside, train) in groups:
+        order = inside[_order(seed, ids[inside])]
+        for part, chosen in _dealt(order, 0, validation, beside, train).items():
+            parts.setdefault(part, []).append(gallery[chosen])
+    drawn = _joined(parts)
+    return {
+        part: getattr(drawn, part) for part in ("train", "validation_query", "validation_gallery")
+    }
+
+
+def _validation_beside(
+    parts: Mapping[str, NDArray[np.int64]], keys: Sequence[str], protocol: Protocol, name: str
+) -> dict[str, NDArray[np.int64]]:
+    """Draw validation images beside listed training images, or out of them."""
+    train = parts["train"]
+    validation = protocol.validation_total or max(1, len(train) // 10)
+    beside = protocol.validation_gallery_total or 4 * validation
+    spare = np.setdiff1d(parts["gallery"], train)
+    pool = spare if len(spare) >= validation + beside else train
+    if len(train) <= validation and pool is train:
+        raise DatasetError(
+            f"dataset {name!r}: {len(train)} training images do not suffice for {validation} "
+            "validation queries, and the gallery has no others",
+            key="protocol.validation_total",
+        )
+    ids = np.frombuffer(b"".join(_key_digest(keys[row]) for row in pool), dtype="<u8")
+    order = pool[_order(derive(protocol.split_seed, "validation", name), ids)]
+    drawn = {"validation_query": np.sort(order[:validation])}
+    if pool is train:
+        drawn["train"] = np.sort(order[validation:])
+    else:
+        drawn["validation_gallery"] = np.sort(order[validation : validation + beside])
+    return drawn
 
 
 def _order(seed: int, ids: NDArray[np.uint64]) -> NDArray[np.intp]:
@@ -211,7 +405,13 @@ def _order(seed: int, ids: NDArray[np.uint64]) -> NDArray[np.intp]:
 
 
 def _dealt(
-    order: NDArray[np.intp], query: int, validation: int, beside: int, train: int
+    order: NDArray[np.intp],
+    query: int,
+    validation: int,
+    beside: int,
+    train: int,
+    *,
+    apart: bool = False,
 ) -> dict[str, NDArray[np.intp]]:
     """Deal images in this order to the splits; without any beside, training images are ranked."""
     edges = np.cumsum([query, validation, beside, train])
@@ -221,7 +421,9 @@ def _dealt(
         "validation_query": order[edges[0] : edges[1]],
         "validation_gallery": order[edges[1] : edges[2]] if beside else trained,
         "query": order[: edges[0]],
-        "gallery": order[edges[0] :],
+        "gallery": np.delete(order, np.s_[edges[2] : edges[3]])[query:]
+        if apart
+        else order[query:],
     }
 
 

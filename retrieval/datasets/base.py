@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from typing import Protocol as Structural
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from retrieval.augmentation import Augmentation
-from retrieval.errors import DatasetError
+from retrieval.errors import DatasetError, UnknownNameError
 from retrieval.images import DEFAULT_STORE_SIZE, Decoder, ImageStore, open_images
 from retrieval.protocols import (
     FRACTIONS,
@@ -26,7 +27,9 @@ from retrieval.protocols import (
     TOTALS,
     Protocol,
     Splits,
+    complete_splits,
     draw_splits,
+    draw_splits_greedily,
     draw_splits_of_all,
     read_split_file,
 )
@@ -42,6 +45,7 @@ class ProtocolOptions(_Strict):
     """What a study may change of a dataset's protocol; null keeps the dataset's own.
 
     Attributes:
+        name: one of the dataset's protocols; its first by default.
         query_per_class, train_per_class, validation_per_class, validation_gallery_per_class:
             quotas, see Protocol; for images with one label each.
         query_total, train_total, validation_total, validation_gallery_total: the same of all
@@ -51,6 +55,7 @@ class ProtocolOptions(_Strict):
         at: cut-off of mAP.
     """
 
+    name: str | None = Field(None, min_length=1)
     query_per_class: int | None = Field(None, ge=1)
     train_per_class: int | None = Field(None, ge=1)
     validation_per_class: int | None = Field(None, ge=1)
@@ -89,9 +94,12 @@ class RootedOptions(DatasetOptions):
 
     Attributes:
         root: the folder or file; ``~`` is one's home.
+        exclude: a text file with one image's key a line; these are left out, as those are that
+            ``asymbench prepare`` could not read. Lines that begin with "#" are comments.
     """
 
     root: str = Field(min_length=1)
+    exclude: str | None = Field(None, min_length=1)
 
     @field_validator("root", mode="before")
     @classmethod
@@ -126,6 +134,19 @@ class DatasetIndex:
     def multi_label(self) -> bool:
         """Whether images carry several labels."""
         return self.labels.ndim == 2
+
+
+class Score(Structural):
+    """What a dataset with its own ground truth says of a ranking.
+
+    Attributes:
+        average_precision: (Q,) of each query, NaN where a query has nothing to find.
+    """
+
+    average_precision: NDArray[np.float64]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures, ``map`` first among them, as plain values."""
 
 
 class Dataset(ABC):
@@ -181,6 +202,18 @@ class Dataset(ABC):
     def default_protocol(self) -> Protocol:
         """Return the dataset's own protocol."""
 
+    def other_protocols(self) -> Sequence[Protocol]:
+        """Return further protocols, which a study chooses with ``protocol.name``."""
+        return ()
+
+    def listed_splits(self) -> Mapping[str, Sequence[str]] | None:
+        """Return the keys of query and gallery images, where the dataset's files list them.
+
+        Training and validation images may be listed too; see `complete_splits`. None: all splits
+        are drawn. A dataset with several protocols looks at ``base_protocol.id``.
+        """
+        return None
+
     @property
     def default_augmentation(self) -> Augmentation:
         """How training images are varied where the study says nothing."""
@@ -189,12 +222,76 @@ class Dataset(ABC):
     # ---- what all share ------------------------------------------------------------------
 
     @cached_property
-    def _index(self) -> DatasetIndex:
+    def _whole(self) -> DatasetIndex:
         return self.load_index()
+
+    @cached_property
+    def _excluded(self) -> frozenset[str]:
+        """Keys that the study leaves out."""
+        given = getattr(self.options, "exclude", None)
+        return frozenset() if given is None else _read_keys(_expanded(given, "exclude"))
+
+    @cached_property
+    def _kept(self) -> NDArray[np.int64] | None:
+        """Rows of the whole index that are not excluded; None: all.
+
+        Raises:
+            DatasetError: a key that the dataset does not have, or nothing left.
+        """
+        if not self._excluded:
+            return None
+        keys = self._whole.keys
+        if unknown := sorted(self._excluded - set(keys)):
+            raise DatasetError(
+                f"lists {len(unknown)} images that dataset {self.name!r} does not have, the "
+                f"first is {unknown[0]!r}; its keys look like {keys[0]!r}",
+                key="exclude",
+                value=getattr(self.options, "exclude", None),
+            )
+        kept = [row for row, key in enumerate(keys) if key not in self._excluded]
+        if not kept:
+            raise DatasetError(f"leaves no image of dataset {self.name!r}", key="exclude")
+        return np.array(kept, dtype=np.int64)
+
+    @cached_property
+    def _index(self) -> DatasetIndex:
+        whole, kept = self._whole, self._kept
+        if kept is None:
+            return whole
+        mark = "\n".join([whole.fingerprint, "exclude", *sorted(self._excluded)])
+        return DatasetIndex(
+            keys=[whole.keys[row] for row in kept],
+            labels=whole.labels[kept],
+            classes=whole.classes,
+            fingerprint=hashlib.sha256(mark.encode()).hexdigest(),
+            ignored={**whole.ignored, "excluded by the study": len(whole.keys) - len(kept)},
+        )
 
     def index(self) -> DatasetIndex:
         """Return keys, labels, classes and fingerprint."""
         return self._index
+
+    @contextmanager
+    def open_decoder(self) -> Iterator[Decoder]:
+        """Open the decoder of the images in `index`, which leaves out excluded ones."""
+        kept = self._kept
+        with self.decoder() as decode:
+            yield decode if kept is None else lambda number: decode(int(kept[number]))
+
+    @cached_property
+    def base_protocol(self) -> Protocol:
+        """The protocol before the study's changes.
+
+        Raises:
+            UnknownNameError: the dataset has no protocol of the name that is given.
+        """
+        own, wanted = self.default_protocol(), self.options.protocol.name
+        known = {protocol.id: protocol for protocol in (own, *self.other_protocols())}
+        if wanted is None:
+            return own
+        if wanted not in known:
+            raise UnknownNameError("protocol", wanted, known, key="protocol.name")
+        return known[wanted]
 
     @cached_property
     def protocol(self) -> Protocol:
@@ -202,9 +299,10 @@ class Dataset(ABC):
 
         Raises:
             DatasetError: quotas by class for images with several labels each, or totals for
-                images with one.
+                images with one, or counts of splits that the dataset's files list.
+            UnknownNameError: the dataset has no protocol of the name that is given.
         """
-        own, given = self.default_protocol(), self.options.protocol
+        own, given = self.base_protocol, self.options.protocol
         values = {name: getattr(own, name) for name in own.__dataclass_fields__}
         counts = (*QUOTAS, *TOTALS)
         changed = [name for name in counts if getattr(given, name) is not None]
@@ -222,6 +320,7 @@ class Dataset(ABC):
             data = _read(_expanded(given.split_file, "protocol.split_file"))
             values["split_digest"] = hashlib.sha256(data).hexdigest()
             values |= dict.fromkeys([*counts, *FRACTIONS])
+            values |= {"listed": False, "greedy": False, "train_apart": False}
         if changed or given.split_seed or given.split_file:
             marks = [values[n] for n in (*QUOTAS, "split_seed", "split_digest")]
             totals = {name: values[name] for name in TOTALS if values[name] is not None}
@@ -230,13 +329,33 @@ class Dataset(ABC):
         return Protocol(**values)
 
     def _refuse_other_counts(self, changed: Sequence[str]) -> None:
-        """Refuse totals for images with one label each, and quotas for such with several."""
-        if self.index().multi_label:
+        """Refuse counts that have no meaning for this dataset and protocol."""
+        own = self.base_protocol
+        listed = self.listed_splits() if own.listed else None
+        if listed is not None:
+            drawn: dict[str, tuple[str, ...]]
+            drawn = {"validation_query": ("validation_total", "validation_gallery_total")}
+            if "train" not in listed:
+                endings = TOTALS if self.index().multi_label else QUOTAS
+                drawn = {"train": tuple(n for n in endings if not n.startswith("query"))}
+            allowed = [name for role in drawn if role not in listed for name in drawn[role]]
+            for name in changed:
+                if name not in allowed:
+                    raise DatasetError(
+                        f"dataset {self.name!r} has files that list its splits; only "
+                        f"{', '.join(allowed) or 'the cut-off'} can be given",
+                        key=f"protocol.{name}",
+                        value=getattr(self.options.protocol, name),
+                        hint="another split can be given with protocol.split_file",
+                    )
+            return
+        if self.index().multi_label and not own.greedy:
             wrong, ending = QUOTAS, ("_per_class", "_total")
             why = "has several labels an image, so that an image counts for many classes"
         else:
             wrong, ending = TOTALS, ("_total", "_per_class")
-            why = "has one label an image and is split class by class"
+            one = "has one label an image and " if not self.index().multi_label else ""
+            why = f"{one}is split class by class"
         for name in changed:
             if name in wrong:
                 raise DatasetError(
@@ -251,6 +370,22 @@ class Dataset(ABC):
         if given.split_file is not None:
             path = _expanded(given.split_file, "protocol.split_file")
             return read_split_file(path, index.keys, self.name)
+        protocol = self.protocol
+        listed = self.listed_splits() if protocol.listed else None
+        if listed is not None:
+            kept = {
+                role: [key for key in keys if key not in self._excluded]
+                if self._excluded
+                else keys
+                for role, keys in listed.items()
+            }
+            return complete_splits(
+                kept, index.keys, index.labels, index.classes, protocol, self.name
+            )
+        if protocol.greedy and index.multi_label:
+            return draw_splits_greedily(
+                index.keys, index.labels, index.classes, protocol, self.name
+            )
         if index.multi_label:
             return draw_splits_of_all(index.keys, self.protocol, self.name)
         labels = index.labels.astype(np.int64)
@@ -278,6 +413,33 @@ class Dataset(ABC):
         """Return the options that change stored pixels."""
         return {}
 
+    def score(
+        self, query_codes: NDArray[np.uint8], gallery_codes: NDArray[np.uint8], bits: int
+    ) -> Score | None:
+        """Score a ranking by the dataset's own ground truth, where labels do not tell who matches.
+
+        Args:
+            query_codes: (Q, ceil(B / 8)) packed codes of the query split.
+            gallery_codes: (N, ceil(B / 8)) packed codes of the gallery split.
+            bits: B.
+
+        Returns:
+            The figures, ``map`` first among them; None where labels tell.
+        """
+        return None
+
+    def score_embeddings(
+        self,
+        query: NDArray[np.floating[Any]],
+        gallery: NDArray[np.floating[Any]],
+        mode: Literal["cosine", "asymmetric"],
+    ) -> float | None:
+        """Return what ``map`` of `score` is for a ranking by continuous codes, (Q, B) and (N, B).
+
+        None where labels tell.
+        """
+        return None
+
     def images(self) -> ImageStore:
         """Open the decoded images, building their store at the first call on this home.
 
@@ -289,7 +451,7 @@ class Dataset(ABC):
         layout = f"{self.name}.{self.version}-{size}"
         return open_images(
             self.home / "images" / f"{index.fingerprint[:16]}-{layout}",
-            self.decoder,
+            self.open_decoder,
             keys=index.keys,
             labels=index.labels,
             classes=index.classes,
@@ -322,7 +484,8 @@ def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
     """Open a dataset as a study names it.
 
     Args:
-        given: a name; a mapping with ``name`` and options; or ``{folder: PATH}`` for one's own.
+        given: a name; a mapping with ``name`` and options; or ``{folder: PATH}`` or
+            ``{manifest: PATH}`` for one's own.
         home: ASYMBENCH_HOME.
 
     Raises:
@@ -332,17 +495,19 @@ def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
     """
     if not isinstance(given, (str, Mapping)):
         raise DatasetError(
-            "a dataset is a name, {name: ..., and options} or {folder: PATH}", value=given
+            "a dataset is a name, {name: ..., and options}, {folder: PATH} or {manifest: PATH}",
+            value=given,
         )
     options = {"name": given} if isinstance(given, str) else dict(given)
-    if "folder" in options and "name" not in options:
-        if "root" in options:
-            raise DatasetError(
-                "folder: PATH says where the images are, a root beside it is one too many",
-                key="root",
-                value=options["root"],
-            )
-        options = {"name": "folder", "root": options.pop("folder"), **options}
+    for short in ("folder", "manifest"):
+        if short in options and "name" not in options:
+            if "root" in options:
+                raise DatasetError(
+                    f"{short}: PATH says where the images are, a root beside it is one too many",
+                    key="root",
+                    value=options["root"],
+                )
+            options = {"name": short, "root": options.pop(short), **options}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise DatasetError("a dataset needs a name", key="name", value=name)
@@ -361,6 +526,22 @@ def _expanded(text: str, key: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise DatasetError("there is no such user's home", key=key, value=text) from None
+
+
+def _read_keys(path: Path) -> frozenset[str]:
+    """Return the lines of a text file that are neither empty nor comments."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DatasetError(
+            f"the list of excluded images cannot be read: {error.strerror}",
+            key="exclude",
+            value=str(path),
+        ) from None
+    except UnicodeDecodeError:
+        raise DatasetError("the file is not UTF-8 text", key="exclude", value=str(path)) from None
+    lines = (line.strip() for line in text.splitlines())
+    return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
 def _read(path: Path) -> bytes:
