@@ -27,7 +27,7 @@ from methods.recipe import Recipe
 from orchestrator.store import FORMAT, digest
 from orchestrator.study import Resources, Study
 from retrieval.augmentation import Augmentation
-from retrieval.datasets import Dataset, open_dataset
+from retrieval.datasets import DATASETS, SHORTHANDS, Dataset, open_dataset
 from retrieval.errors import InputError
 from retrieval.validation import explain_validation
 from search_spaces.grid import expand, setting_text, varied
@@ -204,19 +204,10 @@ def _datasets(
     opened = []
     for index, given in enumerate(study.datasets):
         key = f"datasets.{index}"
-        if isinstance(given, dict):
-            given = dict(given)
-            for option in ("root", "folder"):
-                if isinstance(given.get(option), str):
-                    given[option] = resolve(given[option], places)
-            protocol = given.get("protocol", {})
-            if not isinstance(protocol, dict):
-                raise InputError(
-                    "must be a mapping of keys to values", key=f"{key}.protocol", value=protocol
-                )
-            if isinstance(protocol.get("split_file"), str):
-                file = resolve(protocol["split_file"], places)
-                given["protocol"] = {**protocol, "split_file": file}
+        try:
+            given = _placed(given, places)
+        except InputError as error:
+            raise error.located(prefix=key) from None
         try:
             dataset = open_dataset(given, home=home)
             dataset.identity()
@@ -228,6 +219,30 @@ def _datasets(
         opened.append((given, dataset))
     _refuse_repeats("datasets", [dataset.label for _, dataset in opened], "label")
     return opened
+
+
+def _placed(given: str | dict[str, Any], places: tuple[Path, ...]) -> str | dict[str, Any]:
+    """Return a dataset as a study gives it, with its paths made absolute."""
+    if not isinstance(given, dict):
+        return given
+    given = dict(given)
+    name = given.get("name", next((short for short in SHORTHANDS if short in given), None))
+    known = DATASETS.get(name) if isinstance(name, str) and name in DATASETS else Dataset
+    for option in (*SHORTHANDS, *known.path_options):
+        if isinstance(given.get(option), str):
+            given[option] = resolve(given[option], places)
+    for option in known.dataset_options:
+        if isinstance(given.get(option), dict):
+            try:
+                given[option] = _placed(given[option], places)
+            except InputError as error:
+                raise error.located(prefix=option) from None
+    protocol = given.get("protocol", {})
+    if not isinstance(protocol, dict):
+        raise InputError("must be a mapping of keys to values", key="protocol", value=protocol)
+    if isinstance(protocol.get("split_file"), str):
+        given["protocol"] = {**protocol, "split_file": resolve(protocol["split_file"], places)}
+    return given
 
 
 _LONGEST_NAME = 200

@@ -156,6 +156,8 @@ class Dataset(ABC):
         name: the registered name; set by the registry.
         version: raised when the same files would give other images, labels or splits.
         Options: the options' class.
+        path_options: options that are paths; a study's are found beside its file.
+        dataset_options: options that are datasets themselves.
         what, source, licence, obtain: for people.
 
     Args:
@@ -166,6 +168,8 @@ class Dataset(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    path_options: ClassVar[tuple[str, ...]] = ("root", "exclude")
+    dataset_options: ClassVar[tuple[str, ...]] = ()
     what: ClassVar[str]
     source: ClassVar[str]
     licence: ClassVar[str]
@@ -480,6 +484,10 @@ DATASETS: Registry[type[Dataset]] = Registry(
 )
 
 
+SHORTHANDS = ("folder", "manifest")
+"""Datasets of one's own, which ``{NAME: PATH}`` opens."""
+
+
 def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
     """Open a dataset as a study names it.
 
@@ -499,7 +507,7 @@ def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
             value=given,
         )
     options = {"name": given} if isinstance(given, str) else dict(given)
-    for short in ("folder", "manifest"):
+    for short in SHORTHANDS:
         if short in options and "name" not in options:
             if "root" in options:
                 raise DatasetError(
