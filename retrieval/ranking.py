@@ -1,26 +1,208 @@
-"""Hamming ranking of packed codes: distances, relevance and per-distance histograms.
+"""Hamming ranking of packed codes: who is at which distance, and who is nearest.
 
 A ranking by Hamming distance has only B + 1 places, so everything that a metric needs to know
 about one query is how many gallery items, and how many relevant ones, lie at each distance.
-These histograms are counted with XOR and popcount on machine words; no float is compared and no
-gallery is sorted. Queries go through in chunks that respect a memory limit; each query's row is
-computed from that query alone, so the chunk size cannot change a byte of any result.
+`count` counts them with XOR and popcount on machine words; no float is compared and no gallery is
+sorted. The work is done by one of the `retrieval.engines`, in chunks of queries on as many
+threads as asked, within a stated memory. All of them return the same integers, and what is a
+float is made of these here: neither engine, threads, device nor chunk can change a byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.codes import packed_width
+from retrieval.engines import EngineName, choose
+from retrieval.engines.job import (
+    Cost,
+    Ints,
+    Job,
+    Relevance,
+    Totals,
+    Unsigned,
+    fraction_bits,
+    smallest_unsigned,
+    widen,
+)
+from retrieval.engines.numpy_engine import CHUNK_BYTES, count_block, fill_distances
+from retrieval.errors import InputError
 
-#: Working memory of one chunk of queries in bytes; one query is always taken, however large.
-CHUNK_BYTES = 16 * 2**20
+__all__ = [
+    "CHUNK_BYTES",
+    "MEMORY_LIMIT",
+    "Block",
+    "Counts",
+    "Relevance",
+    "Unsigned",
+    "blocks",
+    "check_packed",
+    "count",
+    "count_block",
+    "hamming_distances",
+    "has_padding",
+    "histograms",
+    "nearest",
+    "widen",
+]
 
-Unsigned = NDArray[np.unsignedinteger[Any]]
+Floats = NDArray[np.float64]
+
+#: Default of the working memory in bytes.
+MEMORY_LIMIT = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What all metrics of a Hamming ranking are computed from.
+
+    Attributes:
+        n: (Q, B + 1) gallery items at each distance.
+        r: (Q, B + 1) relevant ones.
+        stable: (Q,) AP@K with ties in gallery order, 0 where the top K holds no relevant item:
+            ``(sum over hits h = 1, 2, ... of h / rank_h) / hits``, over the hits of rank <= K.
+            Each term is one rounded division, kept to s binary places, where
+            ``s = min(52, 62 - length of hits in bits)``; the terms are added as integers, so
+            that no order of addition can matter. The error is at most ``2^-(s + 1) + 2^-51``:
+            6e-16 up to 1023 hits, 8e-15 for 65,535, 3e-13 for two million. NaN where no cut-off
+            was given.
+        gains: (Q, B + 1) sum of the gains ``2^g - 1`` at each distance, g labels shared; None
+            unless asked for and labels are multi-hot.
+        grades: (Q, G + 1) gallery items by number of shared labels 0..G, G being the most labels
+            of any query; None likewise.
+    """
+
+    n: Ints
+    r: Ints
+    stable: Floats
+    gains: Ints | None
+    grades: Ints | None
+
+
+def count(
+    query_packed: NDArray[np.uint8],
+    gallery_packed: NDArray[np.uint8],
+    relevance: Relevance,
+    bits: int,
+    *,
+    cutoff: int | None = None,
+    graded: bool = False,
+    engine: EngineName = "auto",
+    device: str = "cpu",
+    threads: int = 1,
+    memory_limit: int = MEMORY_LIMIT,
+    chunk: int | None = None,
+) -> Counts:
+    """Count the items and the relevant items at each Hamming distance from each query.
+
+    Args:
+        query_packed: (Q, ceil(B / 8)) packed codes.
+        gallery_packed: (N, ceil(B / 8)) packed codes.
+        relevance: of the same Q queries and N items.
+        bits: B.
+        cutoff: K of ``stable``, in ranks; more than N is N. None leaves ``stable`` out.
+        graded: whether to count gains and grades too; of no effect on integer labels.
+        engine: "numba", "numpy", "torch", or "auto": numba where it is installed and the work is
+            worth loading it, else numpy. The environment variable ASYMBENCH_ENGINE replaces
+            "auto". It changes time only.
+        device: of the torch engine, as torch names it.
+        threads: chunks of queries that are counted at the same time.
+        memory_limit: bytes to work in, the tables of ``relevance`` included, the other arguments
+            and the result not. Fewer threads are used where it does not hold all of them.
+        chunk: queries at a time; by default as many as the engine likes and memory holds.
+
+    Raises:
+        InputError: an option is not one of the above; the memory does not hold the work of one
+            query; ``graded`` where gains could exceed 64 bits.
+        ValueError: an array is not packed codes of ``bits`` bits, or lengths disagree.
+    """
+    check_packed(query_packed, bits, "query codes")
+    check_packed(gallery_packed, bits, "gallery codes")
+    queries, items = len(query_packed), len(gallery_packed)
+    _check_lengths(relevance, queries, items)
+    graded = graded and relevance.multi_hot
+    if graded:
+        _check_gains(relevance)
+    kept = 0 if cutoff is None else min(_at_least_one("cutoff", cutoff), items)
+    job = Job(query_packed, gallery_packed, bits, relevance, kept, graded)
+    shape = (queries, bits + 1)
+    totals = Totals(
+        n=np.zeros(shape, dtype=np.int64),
+        r=np.zeros(shape, dtype=np.int64),
+        hits=np.zeros(queries, dtype=np.int64),
+        precisions=np.zeros(queries, dtype=np.int64),
+        gains=np.zeros(shape if graded else (queries, 0), dtype=np.int64),
+        grades=np.zeros((queries, relevance.most + 1 if graded else 0), dtype=np.int64),
+    )
+    chosen = choose(engine, device, queries * items)
+    plan = _plan(chosen.count_cost(job), queries, threads, memory_limit, chunk, relevance.nbytes)
+    if queries and items:
+        made = chosen(job, device)
+        _run(lambda rows: made.count(rows, totals), queries, plan)
+    elif graded:
+        totals.grades[:, 0] = items
+    return Counts(
+        n=totals.n,
+        r=totals.r,
+        stable=np.full(queries, np.nan) if cutoff is None else _average(totals),
+        gains=totals.gains if graded else None,
+        grades=totals.grades if graded else None,
+    )
+
+
+def nearest(
+    query_packed: NDArray[np.uint8],
+    gallery_packed: NDArray[np.uint8],
+    bits: int,
+    k: int,
+    *,
+    engine: EngineName = "auto",
+    device: str = "cpu",
+    threads: int = 1,
+    memory_limit: int = MEMORY_LIMIT,
+    chunk: int | None = None,
+) -> tuple[Ints, Ints]:
+    """Return the exact nearest items of each query.
+
+    Args:
+        query_packed: (Q, ceil(B / 8)) packed codes.
+        gallery_packed: (N, ceil(B / 8)) packed codes.
+        bits: B.
+        k: items for each query, at most N.
+        engine: as in `count`, and so are the others.
+        device: of the torch engine.
+        threads: chunks of queries that are searched at the same time.
+        memory_limit: bytes to work in beside the arguments and the result.
+        chunk: queries at a time.
+
+    Returns:
+        Places in the gallery and distances in bits, both (Q, k) int64, nearest first, equal
+        distances in gallery order.
+
+    Raises:
+        InputError: an option is not allowed, or memory does not hold the work of one query.
+        ValueError: an array is not packed codes of ``bits`` bits.
+    """
+    check_packed(query_packed, bits, "query codes")
+    check_packed(gallery_packed, bits, "gallery codes")
+    queries, items = len(query_packed), len(gallery_packed)
+    if _at_least_one("k", k) > items:
+        raise InputError(f"at most {items}, the items of the gallery", key="k", value=k)
+    job = Job(query_packed, gallery_packed, bits)
+    chosen = choose(engine, device, queries * items)
+    plan = _plan(chosen.nearest_cost(job, k), queries, threads, memory_limit, chunk, 0)
+    indices = np.empty((queries, k), dtype=np.int64)
+    distances = np.empty((queries, k), dtype=np.int64)
+    if queries:
+        made = chosen(job, device)
+        _run(lambda rows: made.nearest(rows, k, indices, distances), queries, plan)
+    return indices, distances
 
 
 class Block(NamedTuple):
@@ -39,28 +221,10 @@ class Block(NamedTuple):
     relevant: NDArray[np.bool_]
 
 
-def widen(packed: NDArray[np.uint8]) -> Unsigned:
-    """View codes as few machine words, zero padded.
-
-    Args:
-        packed: (N, bytes) packed codes.
-
-    Returns:
-        (words, N) of uint8, uint16, uint32 or uint64: one word where at most 8 bytes, else
-        several of 8 bytes. XOR and popcount of the words equal those of the bytes.
-    """
-    n, width = packed.shape
-    size = next((size for size in (1, 2, 4, 8) if width <= size), 8)
-    count = -(-width // size)
-    padded = np.zeros((n, count * size), dtype=np.uint8)
-    padded[:, :width] = packed
-    return np.ascontiguousarray(padded.view(f"u{size}").T)
-
-
 def hamming_distances(
     query_packed: NDArray[np.uint8], gallery_packed: NDArray[np.uint8], bits: int
 ) -> Unsigned:
-    """Return all Hamming distances at once; for the blocks of a large gallery see `blocks`.
+    """Return all Hamming distances at once.
 
     Args:
         query_packed: (Q, ceil(B / 8)) packed codes.
@@ -75,63 +239,9 @@ def hamming_distances(
     """
     check_packed(query_packed, bits, "query codes")
     check_packed(gallery_packed, bits, "gallery codes")
-    out = np.empty((len(query_packed), len(gallery_packed)), dtype=_smallest_unsigned(bits))
-    query, gallery = widen(query_packed), widen(gallery_packed)
-    _fill_distances(query, gallery, np.empty(out.shape, dtype=query.dtype), out)
+    out = np.empty((len(query_packed), len(gallery_packed)), dtype=smallest_unsigned(bits))
+    fill_distances(widen(query_packed), widen(gallery_packed), out)
     return out
-
-
-class Relevance:
-    """Who is relevant to whom: items that carry the query's label, or share one of its labels.
-
-    Args:
-        query_labels: (Q,) integers, or (Q, C) multi-hot of 0 and 1.
-        gallery_labels: (N,) integers, or (N, C) multi-hot; the same kind as the queries'.
-
-    Raises:
-        ValueError: the two are of different kinds, or differ in C.
-    """
-
-    def __init__(
-        self, query_labels: NDArray[np.generic], gallery_labels: NDArray[np.generic]
-    ) -> None:
-        query, gallery = np.asarray(query_labels), np.asarray(gallery_labels)
-        if query.ndim != gallery.ndim or query.ndim not in (1, 2):
-            raise ValueError(
-                "labels must both be integers (N,) or both multi-hot (N, C); "
-                f"got shapes {query.shape} and {gallery.shape}"
-            )
-        if query.shape[1:] != gallery.shape[1:]:
-            raise ValueError(
-                f"query labels have {query.shape[1]} classes, gallery labels {gallery.shape[1]}"
-            )
-        self.queries, self.gallery = len(query), len(gallery)
-        self._multi_hot = query.ndim == 2
-        if self._multi_hot:
-            self._query = query != 0
-            # One bitmap a class over the gallery: a query's relevant items are the union of the
-            # bitmaps of its few labels, N / 8 bytes each, instead of C tests for each item.
-            self._bitmaps = np.packbits((gallery != 0).T, axis=1)
-        else:
-            for labels in (query, gallery):
-                if labels.dtype.kind not in "iu":
-                    raise ValueError(f"labels of shape (N,) must be integers, not {labels.dtype}")
-            # int64 explicitly: numpy would join int64 and uint64 as float64 and merge labels.
-            _, ids = np.unique(
-                np.concatenate([query.astype(np.int64), gallery.astype(np.int64)]),
-                return_inverse=True,
-            )
-            ids = ids.astype(_smallest_unsigned(len(ids)))
-            self._query_ids, self._gallery_ids = ids[: len(query)], ids[len(query) :]
-
-    def fill(self, rows: slice, out: NDArray[np.bool_]) -> None:
-        """Write the relevance of the queries ``rows`` into ``out``, (q, N)."""
-        if not self._multi_hot:
-            np.equal(self._query_ids[rows, None], self._gallery_ids, out=out)
-            return
-        for row, query in zip(out, self._query[rows], strict=True):
-            union = np.bitwise_or.reduce(self._bitmaps[np.flatnonzero(query)], axis=0)
-            row[:] = np.unpackbits(union, count=self.gallery).view(np.bool_)
 
 
 def blocks(
@@ -157,53 +267,24 @@ def blocks(
     check_packed(query_packed, bits, "query codes")
     check_packed(gallery_packed, bits, "gallery codes")
     queries, items = len(query_packed), len(gallery_packed)
-    if (relevance.queries, relevance.gallery) != (queries, items):
-        raise ValueError(
-            f"codes of {queries} queries and {items} gallery items, but labels of "
-            f"{relevance.queries} and {relevance.gallery}"
-        )
+    _check_lengths(relevance, queries, items)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least one query, got {chunk}")
     query, gallery = widen(query_packed), widen(gallery_packed)
-    dtype = _smallest_unsigned(bits)
+    dtype = smallest_unsigned(bits)
     if chunk is None:
         # XOR words, distances, relevance, and a histogram key as wide as the distances or twice.
         item = query.dtype.itemsize + 3 * np.dtype(dtype).itemsize + 1
         chunk = max(1, CHUNK_BYTES // (item * max(items, 1)))
     chunk = min(chunk, max(queries, 1))
-    xor = np.empty((chunk, items), dtype=query.dtype)
     distances = np.empty((chunk, items), dtype=dtype)
     relevant = np.empty((chunk, items), dtype=np.bool_)
     for start in range(0, queries, chunk):
         rows = slice(start, min(start + chunk, queries))
-        count = rows.stop - rows.start
-        _fill_distances(query[:, rows], gallery, xor[:count], distances[:count])
-        relevance.fill(rows, relevant[:count])
-        yield Block(rows, distances[:count], relevant[:count])
-
-
-def count_block(
-    distances: Unsigned, relevant: NDArray[np.bool_], bits: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the items and the relevant items at each distance.
-
-    Args:
-        distances: (q, N) Hamming distances in bits, at most ``bits``.
-        relevant: (q, N) bool.
-        bits: B.
-
-    Returns:
-        ``n`` and ``r``, both (q, B + 1): items and relevant items at distances 0..B.
-    """
-    # One pass for both: the lowest bit of the key is the relevance, the others the distance.
-    key = distances.astype(_smallest_unsigned(2 * bits + 1))
-    key <<= 1
-    key |= relevant.view(np.uint8)
-    counts = np.empty((len(key), 2 * (bits + 1)), dtype=np.int64)
-    for row, out in zip(key, counts, strict=True):
-        out[:] = np.bincount(row, minlength=out.size)
-    r = counts[:, 1::2].copy()
-    return counts[:, ::2] + r, r
+        size = rows.stop - rows.start
+        fill_distances(query[:, rows], gallery, distances[:size])
+        relevance.fill(rows, relevant[:size])
+        yield Block(rows, distances[:size], relevant[:size])
 
 
 def histograms(
@@ -214,7 +295,7 @@ def histograms(
     bits: int,
     *,
     chunk: int | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Ints, Ints]:
     """Count, for each query, the items and the relevant items at each Hamming distance.
 
     Args:
@@ -223,7 +304,7 @@ def histograms(
         query_labels: (Q,) integers, or (Q, C) multi-hot.
         gallery_labels: (N,) integers, or (N, C) multi-hot.
         bits: B.
-        chunk: queries at a time; see `blocks`. It changes memory and time only.
+        chunk: queries at a time. It changes memory and time only.
 
     Returns:
         ``n`` and ``r``, both (Q, B + 1) int64.
@@ -232,11 +313,8 @@ def histograms(
         ValueError: shapes, kinds or lengths disagree.
     """
     relevance = Relevance(query_labels, gallery_labels)
-    n = np.empty((len(query_packed), bits + 1), dtype=np.int64)
-    r = np.empty_like(n)
-    for block in blocks(query_packed, gallery_packed, relevance, bits, chunk=chunk):
-        n[block.rows], r[block.rows] = count_block(block.distances, block.relevant, bits)
-    return n, r
+    counts = count(query_packed, gallery_packed, relevance, bits, chunk=chunk)
+    return counts.n, counts.r
 
 
 def check_packed(packed: NDArray[np.uint8], bits: int, name: str) -> None:
@@ -262,16 +340,97 @@ def has_padding(packed: NDArray[np.uint8], bits: int) -> bool:
     return bool(np.any(packed[:, -1] & np.uint8((1 << unused) - 1)))
 
 
-def _fill_distances(query: Unsigned, gallery: Unsigned, xor: Unsigned, out: Unsigned) -> None:
-    """Write the distances of (words, q) and (words, N) codes to ``out``, (q, N)."""
-    for word, (left, right) in enumerate(zip(query, gallery, strict=True)):
-        np.bitwise_xor(left[:, None], right, out=xor)
-        if word == 0:
-            np.bitwise_count(xor, out=out)
-        else:
-            out += np.bitwise_count(xor)
+class _Plan(NamedTuple):
+    """Queries at a time, and how many such chunks at the same time."""
+
+    chunk: int
+    threads: int
 
 
-def _smallest_unsigned(largest: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """Return the smallest unsigned type that holds ``largest``."""
-    return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if largest < 1 << (8 * size)))
+def _plan(
+    cost: Cost, queries: int, threads: int, memory_limit: int, chunk: int | None, tables: int
+) -> _Plan:
+    """Divide the memory among as many threads as it holds, and say how many queries each takes.
+
+    Raises:
+        InputError: an option is not a positive whole number, or one query does not fit.
+    """
+    threads = _at_least_one("threads", threads)
+    limit = _at_least_one("memory_limit", memory_limit)
+    fixed = cost.shared + tables
+    one = cost.worker + cost.query
+    if fixed + one > limit:
+        raise InputError(
+            f"not enough memory for one query against this gallery, which takes {fixed + one} "
+            "bytes",
+            key="memory_limit",
+            value=memory_limit,
+        )
+    wanted = cost.chunk if chunk is None else _at_least_one("chunk", chunk)
+    wanted = min(wanted, max(queries, 1))
+    threads = min(threads, max(1, -(-queries // wanted)) if chunk else max(queries, 1))
+    threads = max(1, min(threads, (limit - fixed) // one))
+    fitting = ((limit - fixed) // threads - cost.worker) // max(cost.query, 1)
+    # Chunks of about one size, and one for each thread at least.
+    return _Plan(max(1, min(wanted, fitting, -(-queries // threads))), threads)
+
+
+def _run(work: Callable[[slice], None], queries: int, plan: _Plan) -> None:
+    """Do the work of all queries, chunk by chunk."""
+    starts = range(0, queries, plan.chunk)
+    chunks = [slice(start, min(start + plan.chunk, queries)) for start in starts]
+    if plan.threads == 1:
+        for rows in chunks:
+            work(rows)
+        return
+    with ThreadPoolExecutor(plan.threads, "hamming") as pool:
+        futures = [pool.submit(work, rows) for rows in chunks]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _average(totals: Totals) -> Floats:
+    """Return the mean of the precisions from their sums in fixed point."""
+    sums = np.ldexp(totals.precisions.astype(np.float64), -fraction_bits(totals.hits))
+    average: Floats = sums / np.maximum(totals.hits, 1)
+    return average
+
+
+def _check_lengths(relevance: Relevance, queries: int, items: int) -> None:
+    if (relevance.queries, relevance.gallery) != (queries, items):
+        raise ValueError(
+            f"codes of {queries} queries and {items} gallery items, but labels of "
+            f"{relevance.queries} and {relevance.gallery}"
+        )
+
+
+def _check_gains(relevance: Relevance) -> None:
+    """Refuse labels with which a sum of gains might not fit.
+
+    Raises:
+        InputError: N items that share G labels have gains beyond 2^63.
+    """
+    shared = min(relevance.most, relevance.gallery_most)
+    if relevance.gallery * (2**shared - 1) >= 2**63:
+        raise InputError(
+            f"{relevance.gallery} items that may share {shared} labels have gains 2^g - 1 whose "
+            "sum exceeds 64 bits",
+            key="graded",
+            value=True,
+        )
+
+
+def _at_least_one(key: str, value: int) -> int:
+    """Return a positive whole number.
+
+    Raises:
+        InputError: ``value`` is not one.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
+    if not whole or value < 1:
+        raise InputError("a whole number of at least 1", key=key, value=value)
+    return int(value)

@@ -147,7 +147,7 @@ def test_has_padding_looks_at_the_unused_bits_only(bits, last, padded):
 def test_blocks_refuse_a_chunk_of_none_and_lengths_that_disagree():
     codes = np.zeros((3, 1), np.uint8)
     labels = np.zeros(3, int)
-    with pytest.raises(ValueError, match="at least one query"):
+    with pytest.raises(ValueError, match="chunk: a whole number of at least 1"):
         ranking.histograms(codes, codes, labels, labels, 8, chunk=0)
     with pytest.raises(ValueError, match="labels of 2 and 3"):
         ranking.histograms(codes, codes, labels[:2], labels, 8, chunk=1)
