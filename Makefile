@@ -38,10 +38,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP)
-	$(BIN)/python -m orchestrator.catalogue > docs/methods.md
+	$(BIN)/python -m orchestrator.catalogue methods > docs/methods.md
+	$(BIN)/python -m orchestrator.catalogue datasets > docs/datasets.md
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.sharing
 
 clean:

@@ -6,16 +6,24 @@ import inspect
 import json
 import re
 import sys
-from typing import Any
+import typing
+from typing import Any, TypeGuard
 
 import yaml
+from pydantic import BaseModel
 
 from methods.base import METHODS, Hyperparameters, Task
 from methods.pairs import PAIRS, backbone_gmacs
 from retrieval.datasets import DATASETS
+from retrieval.datasets.base import ProtocolOptions
 from search_spaces.presets import presets
 
-HIDDEN = {"hyperparameters", "note", "url", "settings_from", "what", "memory", "version"}
+_HIDDEN = {
+    "methods": {"hyperparameters", "note", "url", "settings_from", "what", "memory", "version"},
+    "datasets": {"options", "details", "licence", "obtain", "version"},
+    "pairs": {"note"},
+    "studies": {"what"},
+}
 """Keys that only ``--json`` and the documents show."""
 
 _TASK = Task(bits=32, n_classes=10, n_train=5000, multi_label=False)
@@ -25,6 +33,11 @@ def entries(what: str) -> list[dict[str, Any]]:
     """Return one mapping an entry of "methods", "datasets", "pairs" or "studies"."""
     table = {"methods": _methods, "datasets": _datasets, "pairs": _pairs, "studies": _studies}
     return table[what]()
+
+
+def columns(what: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the keys that a table for people shows."""
+    return [key for key in (rows[0] if rows else ()) if key not in _HIDDEN[what]]
 
 
 def broken(what: str) -> dict[str, Exception]:
@@ -80,7 +93,50 @@ def _hyperparameter(params: type[Hyperparameters], key: str) -> dict[str, Any]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    return [DATASETS.get(name).describe() for name in DATASETS.names()]
+    found = []
+    for name in DATASETS.names():
+        cls = DATASETS.get(name)
+        options = {
+            key: _option(cls.Options, key)
+            for key in sorted(cls.Options.model_fields, key=lambda key: key != "root")
+        }
+        text = (inspect.getdoc(cls) or "").partition("\n\nArgs:")[0]
+        found.append({**cls.describe(), "details": text, "options": options})
+    return found
+
+
+def _option(options: type[BaseModel], key: str) -> dict[str, Any]:
+    field = options.model_fields[key]
+    values = typing.get_args(field.annotation)
+    literals = typing.get_origin(field.annotation) is typing.Literal
+    return {
+        "default": None if field.is_required() else _plain(field.get_default()),
+        "required": field.is_required(),
+        "allowed": list(values) if literals else None,
+        "doc": _attributes(options).get(key, ""),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as JSON holds it; a model whose fields all have defaults is empty."""
+    return value.model_dump(mode="json", exclude_defaults=True) if _is_model(value) else value
+
+
+def _is_model(value: Any) -> TypeGuard[BaseModel]:
+    return isinstance(value, BaseModel)
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """Return what the docstrings of a class and of those above it say of each attribute."""
+    found: dict[str, str] = {}
+    for parent in reversed(cls.__mro__):
+        text = inspect.cleandoc(parent.__doc__ or "").partition("Attributes:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", f"\n{text}"):
+            names, colon, meaning = entry.strip().partition(":")
+            if colon and re.fullmatch(r"[\w, ]+", names):
+                words = " ".join(meaning.split())
+                found |= dict.fromkeys((name.strip() for name in names.split(",")), words)
+    return found
 
 
 def _pairs() -> list[dict[str, Any]]:
@@ -155,6 +211,49 @@ def methods_markdown() -> str:
     return "\n".join([_INTRODUCTION, _pipes(head, rows), *map(_section, methods)])
 
 
+_DATASETS = """\
+# Datasets
+
+Generated from the datasets' own declarations by `make docs`; `asymbench list datasets --json`
+holds the same. Nothing is fetched: a dataset is read from the files as their authors give them
+out. `asymbench prepare NAME --root DIR` says whether they are whole, and decodes them once;
+`asymbench describe NAME --root DIR` shows splits, labels and a contact sheet.
+
+Images of one's own take one line, `datasets: [{folder: /my/photos}]` or
+`datasets: [{manifest: /my/list.csv}]`.
+
+Every dataset takes `label` (its name in tables) and `protocol`, a mapping that changes the split:
+
+"""
+
+
+def datasets_markdown() -> str:
+    """Return ``docs/datasets.md``: every dataset, from its declarations."""
+    protocol = _attributes(ProtocolOptions)
+    rows = [[f"`{key}`", protocol.get(key, "")] for key in ProtocolOptions.model_fields]
+    sections = []
+    for d in _datasets():
+        options = [
+            [
+                f"`{key}`",
+                "needed" if o["required"] else _value(o["default"]),
+                ", ".join(map(_value, o["allowed"] or ())),
+                o["doc"],
+            ]
+            for key, o in d["options"].items()
+            if key not in ("label", "protocol")
+        ]
+        lines = [
+            f"\n## {d['name']}\n",
+            f"{d['what']}. *{d['source']}*; licence: {d['licence']}.\n",
+            f"{d['details']}\n",
+            f"To obtain: {d['obtain']}.\n",
+        ]
+        table = [_pipes(["option", "default", "allowed", "meaning"], options)] if options else []
+        sections.append("\n".join([*lines, *table]))
+    return "\n".join([_DATASETS + _pipes(["key", "meaning"], rows), *sections])
+
+
 def _section(m: dict[str, Any]) -> str:
     facts = [f"*{m['paper']}*"]
     if m["url"]:
@@ -205,4 +304,5 @@ def _pipes(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(methods_markdown())
+    pages = {"methods": methods_markdown, "datasets": datasets_markdown}
+    sys.stdout.write(pages[sys.argv[1]]())

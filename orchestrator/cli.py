@@ -156,8 +156,7 @@ def list_(what: str, as_json: bool) -> None:
     if as_json:
         _echo_json(entries)
         return
-    columns = list(entries[0]) if entries else []
-    shown = [c for c in columns if c not in catalogue.HIDDEN]
+    shown = catalogue.columns(what, entries)
     click.echo(_table(shown, [[_short(entry[c]) for c in shown] for entry in entries]))
     for name, error in catalogue.broken(what).items():
         click.echo(f"{name}: cannot be imported: {type(error).__name__}: {error}", err=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.catalogue import methods_markdown
+from orchestrator.catalogue import datasets_markdown, entries, methods_markdown
 from orchestrator.cli import cli
 from orchestrator.study import load_study
 
@@ -43,3 +43,13 @@ def test_make_targets_in_the_documents_exist():
 
 def test_the_page_of_methods_is_what_the_methods_declare():
     assert (ROOT / "docs" / "methods.md").read_text() == methods_markdown(), "run: make docs"
+
+
+def test_the_page_of_datasets_is_what_the_datasets_declare():
+    assert (ROOT / "docs" / "datasets.md").read_text() == datasets_markdown(), "run: make docs"
+
+
+def test_every_option_of_a_dataset_says_what_it_means():
+    for dataset in entries("datasets"):
+        for name, option in dataset["options"].items():
+            assert option["doc"], (dataset["name"], name)
