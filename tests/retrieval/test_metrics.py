@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import metrics
+from retrieval import metrics, tied
 from retrieval.codes import pack
 from retrieval.errors import InputError
 from tests.oracles import ranking as oracle
@@ -148,11 +148,11 @@ def test_oracle_in_many_digits_equals_enumeration():
 
 
 def test_harmonic_differences_are_right_to_the_last_digit_far_out():
-    table = metrics._harmonic_table(200_000)
+    table = tied._harmonic_table(200_000)
     for start, stop in [(0, 1), (0, 3), (199_990, 200_000), (123_456, 123_457), (99_000, 101_000)]:
         # Two integers of 200 bits bound the rounding of this sum far below a double's.
         want = sum((1 << 200) // i for i in range(start + 1, stop + 1)) / (1 << 200)
-        got = metrics._harmonic(table, np.array(start), np.array(stop))
+        got = tied.between(table, np.array(start), np.array(stop))
         assert float(got) == pytest.approx(want, rel=3e-16, abs=0)
 
 
