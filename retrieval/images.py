@@ -1,38 +1,45 @@
-"""The image store: every image of a dataset decoded once, memory-mapped by all processes."""
+"""The image store: every image of a dataset decoded once, read by all processes."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from retrieval.decoding import Decoder, decode_bytes, square
 from retrieval.errors import DatasetError
+from retrieval.image_build import JOURNAL, PIXELS, Build, Reopening, UnreadableImagesError
+
+__all__ = [
+    "DEFAULT_STORE_SIZE",
+    "Decoder",
+    "ImageStore",
+    "Reopening",
+    "UnreadableImagesError",
+    "decode_bytes",
+    "open_images",
+    "square",
+]
 
 DEFAULT_STORE_SIZE = 256
 """Greatest side, in pixels, of a stored image."""
 
-_SHOWN = 5
-"""Unreadable images that a message names."""
+_MAPPED = 1 << 24
+"""Bytes up to which a store is read through its memory map, which is faster for small images."""
 
-_LONGEST = 16
-"""Longer side over shorter side from which on an image's ends are cut off before resizing."""
-
-_BLOCK = 64
-"""Images that a thread decodes at a time."""
-
-Decoder = Callable[[int], NDArray[np.uint8]]
-"""Image number -> (H, W, 3) uint8; raises DatasetError; called from threads."""
+_KEPT_SECONDS = 7 * 24 * 3600
+"""An interrupted build of another store is kept for so long, to go on with."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,9 @@ class ImageStore:
 
     Attributes:
         folder: where they lie.
-        array: (N, S, S, 3) uint8 red, green, blue; memory-mapped, read-only.
+        array: (N, S, S, 3) uint8 red, green, blue; memory-mapped, read-only. For a look at some
+            images: pages that were touched stay in a process's memory, so that whoever goes
+            through a large store takes :meth:`read`.
         labels: (N,) int64 class numbers, or (N, C) uint8 multi-hot.
         keys: (N,) image names.
         classes: (C,) class names.
@@ -60,8 +69,59 @@ class ImageStore:
         """Side of the stored squares, in pixels."""
         return int(self.array.shape[1])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S, S, 3), as of the array."""
+        return self.array.shape
+
     def __len__(self) -> int:
         return len(self.array)
+
+    def read(self, rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return the pixels of some images, without mapping the store into memory.
+
+        Args:
+            rows: (n,) rows of the store, in any order.
+
+        Returns:
+            (n, S, S, 3) uint8, an array of its own.
+
+        Raises:
+            IndexError: there is no such row.
+            DatasetError: the file was cut short since it was opened.
+        """
+        rows = rows.astype(np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows must be in [0, {len(self)}), got {rows.min()}..{rows.max()}")
+        if not isinstance(self.array, np.memmap) or self.array.nbytes <= _MAPPED:
+            return np.asarray(self.array[rows])
+        pixels = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+        path = self.folder / PIXELS
+        image = pixels[:1].nbytes
+        with path.open("rb", buffering=0) as stream:
+            for first, last in _runs(rows):
+                offset = self.array.offset + int(rows[first]) * image
+                if not _read_all(stream.fileno(), pixels[first:last], offset):
+                    raise DatasetError(f"the image store {path} was cut short; remove it")
+        return pixels
+
+
+def _runs(rows: NDArray[np.integer]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) places of rows that follow each other in the store."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    bounds = [0, *ends.tolist(), len(rows)]
+    yield from pairwise(bounds) if len(rows) else ()
+
+
+def _read_all(file: int, pixels: NDArray[np.uint8], offset: int) -> bool:
+    """Fill the array from a place in the file; return whether there was enough."""
+    wanted = pixels.data.cast("B")
+    while wanted:
+        got = os.preadv(file, [wanted], offset)
+        if not got:
+            return False
+        wanted, offset = wanted[got:], offset + got
+    return True
 
 
 def open_images(
@@ -73,11 +133,15 @@ def open_images(
     classes: Sequence[str],
     fingerprint: str,
     store_size: int = DEFAULT_STORE_SIZE,
+    reopening: Reopening | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ImageStore:
     """Open a dataset's image store, building it when it is not there.
 
     Several processes may ask at once: one builds, the others wait. What is built appears by one
-    rename with its manifest in it, so that a killed build leaves nothing that looks like a store.
+    rename with its manifest in it, so that a killed build leaves nothing that looks like a store;
+    what it had decoded is checked and not decoded again.
     Stored images are squares. Images of one common size keep it up to ``store_size``; mixed ones
     are resized so that their shorter side is ``store_size``. What is not square loses its ends.
 
@@ -89,9 +153,14 @@ def open_images(
         classes: (C,) class names.
         fingerprint: of the dataset; a store with another one, or other keys, is replaced.
         store_size: see above, in pixels.
+        reopening: how decoding processes open the images; without, threads decode.
+        workers: decoding processes; 0 for none, None as many as there are cores where the work is
+            worth it. The bytes are the same.
+        progress: called with the images done and all, while a store is built.
 
     Raises:
-        DatasetError: images cannot be read; the count and the first ones are in the message.
+        UnreadableImagesError: images cannot be read; the count and the first ones are in the
+            message, all of them in the error. Nothing is left behind.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     store = _load(folder, fingerprint, keys)
@@ -104,10 +173,13 @@ def open_images(
             return store
         _sweep(folder)
         temporary = _temporary_of(folder)
-        temporary.mkdir()
+        temporary.mkdir(exist_ok=True)
+        mark = {"fingerprint": fingerprint, "keys": _digest(keys)}
+        build = Build(
+            temporary, len(keys), decoder, store_size, mark, reopening, workers, progress
+        )
         try:
-            with decoder() as decode:
-                _decode_all(temporary / "images.npy", len(keys), decode, store_size)
+            build.run()
             np.save(temporary / "labels.npy", np.asarray(labels), allow_pickle=False)
             manifest = {
                 "fingerprint": fingerprint,
@@ -119,9 +191,16 @@ def open_images(
             if folder.exists():  # damaged, or of another dataset
                 shutil.rmtree(folder)
             temporary.rename(folder)
-        except BaseException:
+        except (OSError, UnreadableImagesError):
+            # Whoever is short of space needs it back.
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        except BaseException:
+            if not _can_go_on(temporary):
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        with suppress(OSError):
+            (folder / JOURNAL).unlink()
         store = _load(folder, fingerprint, keys)
     if store is None:
         raise DatasetError(f"the image store {folder} cannot be read back after it was built")
@@ -136,14 +215,34 @@ def _temporary_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.building")
 
 
+def _digest(keys: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(keys).encode(errors="surrogateescape")).hexdigest()
+
+
+def _can_go_on(building: Path) -> bool:
+    """Whether an interrupted build is not old and finished any block.
+
+    The first line of a journal is a title.
+    """
+    journal = building / JOURNAL
+    try:
+        recent = journal.stat().st_mtime > time.time() - _KEPT_SECONDS
+        return recent and journal.read_bytes().count(b"\n") > 1
+    except OSError:
+        return False
+
+
 def _sweep(folder: Path) -> None:
-    """Remove what dead builds left: this store's, whose lock is held, and those not locked."""
-    shutil.rmtree(_temporary_of(folder), ignore_errors=True)
+    """Remove what dead builds of other stores left, unless it can soon be gone on with."""
+    own = _temporary_of(folder)
     for stale in folder.parent.glob(".*.building"):
+        if stale == own:
+            continue
         other = stale.with_name(stale.name[1:].removesuffix(".building"))
         try:
             with FileLock(_lock_of(other), timeout=0):
-                shutil.rmtree(stale, ignore_errors=True)
+                if not _can_go_on(stale):
+                    shutil.rmtree(stale, ignore_errors=True)
         except (Timeout, OSError):
             continue
 
@@ -152,7 +251,7 @@ def _load(folder: Path, fingerprint: str, keys: Sequence[str]) -> ImageStore | N
     """Return the store in ``folder``, or None where there is no whole one of this dataset."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        array = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        array = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         whole = (
             meta["fingerprint"] == fingerprint
@@ -164,133 +263,3 @@ def _load(folder: Path, fingerprint: str, keys: Sequence[str]) -> ImageStore | N
         return ImageStore(folder, array, labels, meta["keys"], meta["classes"], fingerprint)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-
-
-class _MixedSizesError(Exception):
-    """Images have more than one size."""
-
-
-@dataclass
-class _Block:
-    """Decoded images, and what could not be decoded, by image number."""
-
-    pixels: NDArray[np.uint8]
-    errors: dict[int, str] = field(default_factory=dict)
-
-
-def _decode_all(path: Path, n: int, decode: Decoder, store_size: int) -> None:
-    """Write all images to ``path``; try with one common size first.
-
-    Raises:
-        DatasetError: some cannot be read.
-    """
-    common = None
-    for number in range(n):
-        try:
-            common = decode(number).shape
-            break
-        except DatasetError:
-            continue
-    if common is not None:
-        try:
-            _write(path, n, decode, min(store_size, *common[:2]), common)
-            return
-        except _MixedSizesError:
-            pass
-    _write(path, n, decode, store_size if common is not None else 1, None)
-
-
-def _write(path: Path, n: int, decode: Decoder, size: int, common: tuple[int, ...] | None) -> None:
-    errors: dict[int, str] = {}
-    with path.open("wb") as stream:
-        # Written in sequence and not through a memory map: a full disk is then an OSError, where
-        # a map would kill the process.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for block in _blocks(n, decode, size, common):
-            errors |= block.errors
-            stream.write(block.pixels.data)
-        _settle(stream)
-    if errors:
-        first = [errors[number] for number in sorted(errors)[:_SHOWN]]
-        more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        count = "1 image" if len(errors) == 1 else f"{len(errors)} images"
-        raise DatasetError(f"{count} of {n} cannot be read: {'; '.join(first)}{more}")
-
-
-def _settle(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _blocks(
-    n: int, decode: Decoder, size: int, common: tuple[int, ...] | None
-) -> Iterator[_Block]:
-    def work(first: int) -> _Block:
-        last = min(n, first + _BLOCK)
-        block = _Block(np.zeros((last - first, size, size, 3), dtype=np.uint8))
-        for number in range(first, last):
-            try:
-                image = decode(number)
-            except DatasetError as error:
-                block.errors[number] = error.problem
-                continue
-            if common is not None and image.shape != common:
-                raise _MixedSizesError
-            block.pixels[number - first] = square(image, size)
-        return block
-
-    # Threads are enough: decoders and resizing release the interpreter's lock.
-    workers = min(16, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(max_workers=workers)
-    try:
-        step = 2 * workers * _BLOCK  # bounds what waits to be written
-        for first in range(0, n, step):
-            yield from pool.map(work, range(first, min(n, first + step), _BLOCK))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _shortened(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut the ends off a very long image: resized whole, a line of 1 x 30,000 fills gigabytes."""
-    height, width = image.shape[:2]
-    keep = _LONGEST * min(height, width)
-    top, left = max(0, height - keep) // 2, max(0, width - keep) // 2
-    return image[top : height - top, left : width - left]
-
-
-def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize an image (H, W, 3) to a shorter side of ``size``; cut out the centre square."""
-    image = _shortened(image)
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    from PIL import Image
-
-    scale = size / min(height, width)
-    new = (max(size, round(width * scale)), max(size, round(height * scale)))
-    resized = Image.fromarray(image).resize(new, Image.Resampling.BICUBIC)
-    left, top = (new[0] - size) // 2, (new[1] - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
-
-
-def decode_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode an image file's bytes to (H, W, 3) uint8, upright.
-
-    Raises:
-        DatasetError: the bytes are no whole 8-bit image; ``name`` is in the message.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode[0] in "IF":
-                # convert("RGB") would clip these to white instead of scaling them.
-                raise DatasetError(f"{name} (pixels of mode {image.mode}, 8 bits are needed)")
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(image.convert("RGB"))
-    except DatasetError:
-        raise
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        reason = "no image that can be decoded" if "BytesIO" in str(error) else str(error)
-        raise DatasetError(f"{name} ({reason})") from None

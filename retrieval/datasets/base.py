@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from retrieval.augmentation import Augmentation
 from retrieval.errors import DatasetError, UnknownNameError
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder, ImageStore, open_images
+from retrieval.images import (
+    DEFAULT_STORE_SIZE,
+    Decoder,
+    ImageStore,
+    Reopening,
+    open_images,
+)
 from retrieval.protocols import (
     FRACTIONS,
     QUOTAS,
@@ -324,7 +330,7 @@ class Dataset(ABC):
             data = _read(_expanded(given.split_file, "protocol.split_file"))
             values["split_digest"] = hashlib.sha256(data).hexdigest()
             values |= dict.fromkeys([*counts, *FRACTIONS])
-            values |= {"listed": False, "greedy": False, "train_apart": False}
+            values |= {"listed": False, "greedy": False}
         if changed or given.split_seed or given.split_file:
             marks = [values[n] for n in (*QUOTAS, "split_seed", "split_digest")]
             totals = {name: values[name] for name in TOTALS if values[name] is not None}
@@ -341,7 +347,8 @@ class Dataset(ABC):
             drawn = {"validation_query": ("validation_total", "validation_gallery_total")}
             if "train" not in listed:
                 endings = TOTALS if self.index().multi_label else QUOTAS
-                drawn = {"train": tuple(n for n in endings if not n.startswith("query"))}
+                own_roles = ("query", "validation") if "validation_query" in listed else ("query",)
+                drawn = {"train": tuple(n for n in endings if not n.startswith(own_roles))}
             allowed = [name for role in drawn if role not in listed for name in drawn[role]]
             for name in changed:
                 if name not in allowed:
@@ -373,7 +380,8 @@ class Dataset(ABC):
         index, given = self.index(), self.options.protocol
         if given.split_file is not None:
             path = _expanded(given.split_file, "protocol.split_file")
-            return read_split_file(path, index.keys, self.name)
+            apart = self.protocol.train_apart
+            return read_split_file(path, index.keys, self.name, train_apart=apart)
         protocol = self.protocol
         listed = self.listed_splits() if protocol.listed else None
         if listed is not None:
@@ -444,8 +452,11 @@ class Dataset(ABC):
         """
         return None
 
-    def images(self) -> ImageStore:
+    def images(self, *, progress: Callable[[int, int], None] | None = None) -> ImageStore:
         """Open the decoded images, building their store at the first call on this home.
+
+        Args:
+            progress: called with the images decoded and all, while the store is built.
 
         Raises:
             DatasetError: images cannot be read.
@@ -461,7 +472,14 @@ class Dataset(ABC):
             classes=index.classes,
             fingerprint=index.fingerprint,
             store_size=size,
+            reopening=self._reopening(),
+            progress=progress,
         )
+
+    def _reopening(self) -> Reopening:
+        """Return how another process opens the same dataset."""
+        options = self.options.model_dump(mode="json", exclude_unset=True)
+        return Reopening({"name": self.name, **options}, str(self.home))
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
