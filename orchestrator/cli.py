@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import signal
@@ -14,6 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator import measure_commands
+from orchestrator.command_line import (
+    Choice,
+    check_output,
+    echo_json,
+    json_option,
+    open_study,
+    set_option,
+    short,
+    table,
+)
 from orchestrator.errors import StoreCorrupt
 from retrieval.errors import InputError, UnknownNameError
 
@@ -43,19 +53,6 @@ class _Group(click.Group):
             raise UnknownNameError("command", args[0] if args else "", known) from None
 
 
-class _Choice(click.Choice[str]):
-    """A choice that suggests the nearest name."""
-
-    def __init__(self, what: str, names: list[str]) -> None:
-        super().__init__(names)
-        self.what = what
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value not in self.choices:
-            raise UnknownNameError(self.what, str(value), self.choices)
-        return value
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="asymbench")
 def cli() -> None:
@@ -66,114 +63,27 @@ def cli() -> None:
     """
 
 
-_set = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key of the study, dotted: --set train.epochs=2 --set bits=[16,32].",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-
-
-def _open(study: str, overrides: tuple[str, ...], *, ran: bool = False) -> Session:
-    """Open a study; what cannot even be looked up is refused here.
-
-    Raises:
-        InputError: the study is wrong, cannot be found, or ASYMBENCH_HOME cannot be a folder.
-    """
-    from orchestrator.session import home_folder, open_session
-
-    _check_home(home_folder())
-    try:
-        path = Path(study).expanduser()
-        is_folder = bool(study) and path.is_dir()
-        path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"no name of a study: {reason}", key="STUDY", value=study[:80]) from None
-    try:
-        return open_session(study, overrides, ran=ran)
-    except InputError as error:
-        if error.key == "STUDY" and is_folder:
-            raise InputError(
-                "this is a folder; name the YAML file in it", key="STUDY", value=study
-            ) from None
-        raise
-
-
-def _check_home(home: Path) -> None:
-    """Refuse a home that is no folder and cannot become one, before anything is read or made."""
-    existing = home
-    try:
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        usable = existing.is_dir() and os.access(existing, os.R_OK | os.X_OK)
-    except OSError:
-        usable = False
-    if not usable:
-        raise InputError(
-            f"everything that a run writes lies in this folder, but {existing} is no folder that "
-            "can be opened",
-            key="ASYMBENCH_HOME",
-            value=str(home),
-        )
-
-
-def _check_output(output: str | None) -> Path | None:
-    """Return the file to write to, before anything is computed for it."""
-    if output is None:
-        return None
-    path = Path(output).expanduser()
-    if not path.name or path.is_dir():
-        raise InputError("must name a file", key="--output", value=output)
-    if not path.parent.is_dir():
-        raise InputError("there is no such folder to write into", key="--output", value=output)
-    return path
-
-
-def _echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _table(header: list[str], body: list[list[Any]]) -> str:
-    lines = [header, *[["" if v is None else str(v) for v in row] for row in body]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = []
-    for line in lines:
-        text.append("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
-    return "\n".join(text)
-
-
 @cli.command("list")
-@click.argument("what", type=_Choice("list", ["methods", "datasets", "pairs", "studies"]))
-@_json
+@click.argument("what", type=Choice("list", ["methods", "datasets", "pairs", "studies"]))
+@json_option
 def list_(what: str, as_json: bool) -> None:
     """List the methods, datasets, pairs or shipped studies."""
     from orchestrator import catalogue
 
     entries = catalogue.entries(what)
     if as_json:
-        _echo_json(entries)
+        echo_json(entries)
         return
     shown = catalogue.columns(what, entries)
-    click.echo(_table(shown, [[_short(entry[c]) for c in shown] for entry in entries]))
+    click.echo(table(shown, [[short(entry[c]) for c in shown] for entry in entries]))
     for name, error in catalogue.broken(what).items():
         click.echo(f"{name}: cannot be imported: {type(error).__name__}: {error}", err=True)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    return "" if value is None else str(value)
-
-
 @cli.command()
 @click.argument("study")
-@_set
-@_json
+@set_option
+@json_option
 @click.option("--trials", is_flag=True, help="List every trial with the stages it still needs.")
 def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) -> None:
     """Show what a run would do: trials, stages, what is shared and done. Trains nothing."""
@@ -181,9 +91,9 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
     from orchestrator.report import plural
     from orchestrator.session import summarize
 
-    summary = summarize(_open(study, overrides))
+    summary = summarize(open_study(study, overrides))
     if as_json:
-        _echo_json(summary)
+        echo_json(summary)
         return
     click.echo(
         f"study {summary['study']}: {plural(summary['trials'], 'trial')}, "
@@ -202,7 +112,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
         for kind, row in summary["stages"].items()
     ]
     header = ["stage", "distinct", "uses", "shared", "done", "to run", "estimated"]
-    click.echo(_table(header, body))
+    click.echo(table(header, body))
     click.echo(
         f"estimated work {duration(summary['seconds_to_run'])}, longest chain "
         f"{duration(summary['seconds_longest_chain'])}; sharing saves "
@@ -222,16 +132,16 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
             for t in summary["list"]
         ]
         click.echo()
-        click.echo(_table(["method", "dataset", "pair", "bits", "seed", "state"], body))
+        click.echo(table(["method", "dataset", "pair", "bits", "seed", "state"], body))
 
 
 @cli.command()
 @click.argument("study")
-@_set
-@_json
+@set_option
+@json_option
 @click.option(
     "--executor",
-    type=_Choice("executor", ["ray", "inline"]),
+    type=Choice("executor", ["ray", "inline"]),
     default="ray",
     show_default=True,
     help="Ray Tune, or this process, one stage at a time (to debug a method).",
@@ -245,7 +155,7 @@ def run(
     from orchestrator.report import plural
     from orchestrator.session import run as run_session
 
-    session = _open(study, overrides)
+    session = open_study(study, overrides)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _decode_images(session)
@@ -299,33 +209,33 @@ def _interrupt(signum: int, frame: object) -> None:
 
 @cli.command()
 @click.argument("study")
-@_set
-@_json
+@set_option
+@json_option
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show which trials are done, running, waiting or failed, and why."""
     from orchestrator.progress import describe
     from orchestrator.session import status as study_status
 
-    found = study_status(_open(study, overrides, ran=True))
+    found = study_status(open_study(study, overrides, ran=True))
     if as_json:
-        _echo_json(found)
+        echo_json(found)
         return
     counts = ", ".join(f"{n} {state}" for state, n in found["trials"].items())
     click.echo(f"study {found['study']}: {counts}")
     for live in found["live"]:
         click.echo(f"  running {live['stage']}: {describe(live)}")
     body = [[t["state"], t["label"], t["reason"] or ""] for t in found["list"]]
-    click.echo(_table(["state", "trial", "reason"], body))
+    click.echo(table(["state", "trial", "reason"], body))
 
 
 @cli.command()
 @click.argument("study")
-@_set
-@_json
+@set_option
+@json_option
 @click.option(
     "--format",
     "form",
-    type=_Choice("format", ["text", "md", "csv", "json"]),
+    type=Choice("format", ["text", "md", "csv", "json"]),
     default="text",
     show_default=True,
     help="Tables as text or Markdown; one row a trial as CSV or JSON.",
@@ -338,58 +248,13 @@ def report(
     from orchestrator.report import FORMATS
     from orchestrator.store import write_atomic
 
-    path = _check_output(output)
-    session = _open(study, overrides, ran=True)
+    path = check_output(output)
+    session = open_study(study, overrides, ran=True)
     text = FORMATS["json" if as_json else form](session.plan, session.store)
     if path is None:
         click.echo(text, nl=False)
     else:
         write_atomic(path, text.encode())
-
-
-@cli.command()
-@click.option("--query-codes", required=True, help=".npy: (N, B) real or ±1, or packed uint8.")
-@click.option("--gallery-codes", required=True, help=".npy, like the query's.")
-@click.option("--query-labels", required=True, help=".npy: integers (N,) or multi-hot (N, C).")
-@click.option("--gallery-labels", required=True, help=".npy, like the query's.")
-@click.option("--bits", type=int, help="Code length; needed for packed codes.")
-@click.option("--at", default="all", show_default=True, help="Cut-off of mAP: all or a number.")
-@_json
-def evaluate(
-    query_codes: str,
-    gallery_codes: str,
-    query_labels: str,
-    gallery_labels: str,
-    bits: int | None,
-    at: str,
-    as_json: bool,
-) -> None:
-    """Score codes by Hamming ranking: exact, tie-aware mAP and the rest."""
-    from retrieval.evaluation import evaluate_files
-
-    try:
-        cutoff: int | str = int(at)
-    except ValueError:
-        cutoff = at
-    scored = evaluate_files(
-        query_codes, gallery_codes, query_labels, gallery_labels, bits=bits, at=cutoff
-    )
-    found = scored.to_json()
-    if as_json:
-        _echo_json(found)
-        return
-    body = [[k, f"{v:.6f}" if isinstance(v, float) else v] for k, v in _scalars(found)]
-    click.echo(_table(["metric", "value"], body))
-
-
-def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for name, value in found.items():
-        if isinstance(value, dict):
-            flat += [(f"{name}[{k}]", v) for k, v in value.items() if not isinstance(v, list)]
-        elif not isinstance(value, list):
-            flat.append((name, value))
-    return flat
 
 
 _USERS = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -433,6 +298,10 @@ def guarded(command: Callable[[], Any]) -> int:
 
 def _complain(message: str) -> None:
     click.echo(f"asymbench: {message}", err=True)
+
+
+cli.add_command(measure_commands.evaluate)
+cli.add_command(measure_commands.compare)
 
 
 def main() -> None:

@@ -1,0 +1,222 @@
+"""Which differences of a study's table are more than chance: paired tests over its test queries.
+
+Trials of one dataset, pair and code length rank the same gallery for the same queries, so that
+they are compared query by query. Where both methods have several seeds, a query's score is its
+mean over the seeds that both have. What is tested is the choice of the queries: the spread between
+seeds is in the table itself, and one seed says nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.plan import Plan, Trial
+from orchestrator.store import StageStore
+from retrieval.errors import InputError, UnknownNameError
+from retrieval.significance import Comparison, bootstrap_interval, compare, holm
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method of a table.
+
+    Attributes:
+        method: with its setting, as the table names it.
+        seeds: seeds that are done.
+        map: mean over queries and seeds; None where no trial is done.
+        low, high: 95 % bootstrap interval of it over queries.
+        against: the method minus the reference; None for the reference itself, and where the two
+            have no seed in common.
+        p_holm: its p-value, adjusted for all comparisons of the table.
+    """
+
+    method: str
+    seeds: list[int]
+    map: float | None = None
+    low: float | None = None
+    high: float | None = None
+    against: Comparison | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The methods of one dataset, pair and code length, against one of them.
+
+    Attributes:
+        dataset, pair, at, bits: of all its trials.
+        reference: the method that the others are compared with; None where nothing is done.
+        lines: by method, in the study's order.
+    """
+
+    dataset: str
+    pair: str
+    at: str
+    bits: int
+    reference: str | None
+    lines: list[Line]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row a method, as plain values."""
+        return [self._row(line) for line in self.lines]
+
+    def _row(self, line: Line) -> dict[str, Any]:
+        found = line.against
+        return {
+            "dataset": self.dataset,
+            "pair": self.pair,
+            "at": self.at,
+            "bits": self.bits,
+            "method": line.method,
+            "seeds": line.seeds,
+            "map": line.map,
+            "low": line.low,
+            "high": line.high,
+            "reference": self.reference,
+            **{name: getattr(found, name) if found else None for name in _COMPARED},
+            "difference_low": found.low if found else None,
+            "difference_high": found.high if found else None,
+            "p_holm": line.p_holm,
+        }
+
+
+_COMPARED = ("difference", "standard_error", "p_value", "better", "equal", "worse", "queries")
+
+
+def compare_study(
+    plan: Plan, store: StageStore, *, to: str | None = None, draws: int = 10_000
+) -> list[Table]:
+    """Compare the methods of each column of a study's tables.
+
+    Args:
+        plan: the study's plan.
+        store: holds the scores of each test query.
+        to: a method, with its setting where there are several of it; by default the best of each
+            column.
+        draws: resamples of the intervals, and random assignments of signs of the tests.
+
+    Raises:
+        UnknownNameError: ``to`` is no method of the study.
+        InputError: ``to`` is several of them; or ``draws`` is too small.
+    """
+    wanted = None if to is None else _named(to, [_label(trial) for trial in plan.trials])
+    groups: dict[tuple[str, str, str, int], dict[str, dict[int, Floats]]] = {}
+    for trial in plan.trials:
+        key = (trial.dataset, trial.pair, str(trial.at), trial.bits)
+        seeds = groups.setdefault(key, {}).setdefault(_label(trial), {})
+        if store.is_done(trial.id):
+            seeds[trial.seed] = np.load(store.read(trial.id, "average_precision.npy"))
+    return [Table(*key, *_compared(methods, wanted, draws)) for key, methods in groups.items()]
+
+
+def _compared(
+    methods: dict[str, dict[int, Floats]], wanted: str | None, draws: int
+) -> tuple[str | None, list[Line]]:
+    done = {name: _over_seeds(seeds, sorted(seeds)) for name, seeds in methods.items() if seeds}
+    best = max(done, key=lambda name: float(np.mean(done[name]))) if done else None
+    reference = best if wanted is None else (wanted if wanted in done else None)
+    against: dict[str, Comparison] = {}
+    for name in done:
+        if reference is None or name == reference:
+            continue
+        common = sorted(set(methods[name]) & set(methods[reference]))
+        if common:
+            ours, theirs = (_over_seeds(methods[n], common) for n in (name, reference))
+            against[name] = compare(ours, theirs, draws=draws)
+    adjusted = dict(zip(against, holm([c.p_value for c in against.values()]), strict=True))
+    lines = []
+    for name, seeds in methods.items():
+        if name not in done:
+            lines.append(Line(name, []))
+            continue
+        low, high = bootstrap_interval(done[name], draws)
+        lines.append(
+            Line(
+                name,
+                sorted(seeds),
+                float(np.mean(done[name])),
+                low,
+                high,
+                against.get(name),
+                adjusted.get(name),
+            )
+        )
+    return reference, lines
+
+
+def _over_seeds(scores: dict[int, Floats], seeds: Sequence[int]) -> Floats:
+    """Return each query's mean score; queries that nothing answers have none and are left out."""
+    mean: Floats = np.mean([scores[seed] for seed in seeds], axis=0)
+    return mean[~np.isnan(mean)]
+
+
+def _label(trial: Trial) -> str:
+    return f"{trial.method} {trial.setting}".strip()
+
+
+def _named(to: str, labels: Sequence[str]) -> str:
+    """Return the one label that is meant."""
+    known = list(dict.fromkeys(labels))
+    if to in known:
+        return to
+    settings = [label for label in known if label.split(" ")[0] == to]
+    if len(settings) == 1:
+        return settings[0]
+    if settings:
+        raise InputError(
+            f"the study has {len(settings)} settings of it: {', '.join(map(repr, settings))}",
+            key="--to",
+            value=to,
+        )
+    raise UnknownNameError("method", to, known, key="--to")
+
+
+def to_text(tables: Sequence[Table]) -> str:
+    """Return the tables for people."""
+    blocks = []
+    for table in tables:
+        head = ["method", "mAP", "95 %", "difference", "95 %", "p", "p (Holm)", "better", "worse"]
+        body = [head, *(_cells(line, table.reference) for line in table.lines)]
+        widths = [max(len(row[i]) for row in body) for i in range(len(head))]
+        lines = [
+            "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in body
+        ]
+        against = f", against {table.reference}" if table.reference else ""
+        title = f"{table.dataset} · {table.pair} · {table.bits} bit · mAP@{table.at}{against}"
+        rule = "-" * max(len(title), *map(len, lines))
+        blocks.append("\n".join([title, rule, lines[0], rule, *lines[1:], rule]))
+    note = (
+        "Differences, intervals (bootstrap) and p-values (sign-flip test) are paired over the "
+        "test queries.\nWhat another seed of training would give is not in them; that takes "
+        "several seeds.\n"
+    )
+    return "\n\n".join(blocks) + "\n\n" + note
+
+
+def _cells(line: Line, reference: str | None) -> list[str]:
+    if line.map is None:
+        return [line.method, "-", "", "", "", "", "", "", ""]
+    own = [line.method, f"{line.map:.4f}", f"{line.low:.4f} to {line.high:.4f}"]
+    found = line.against
+    if found is None:
+        return [*own, "reference" if line.method == reference else "-", "", "", "", "", ""]
+    return [
+        *own,
+        f"{found.difference:+.4f}",
+        f"{found.low:+.4f} to {found.high:+.4f}",
+        _p(found.p_value),
+        _p(line.p_holm or 0.0),
+        str(found.better),
+        str(found.worse),
+    ]
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
