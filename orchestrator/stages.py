@@ -386,6 +386,9 @@ class _Runner:
     def training_embeddings(self) -> NDArray[np.float32]:
         """Return the frozen gallery's h_g (N, B) of the training images without augmentation."""
         splits = self.dataset.splits()
+        if not np.isin(splits.train, splits.gallery).all():  # a protocol that keeps them apart
+            side = self.setup["gallery_side"]
+            return self.embed(self.frozen_gallery(side, self.setup["gallery_head"]), side, "train")
         path = self.store.read(self.work.inputs["gallery"], "gallery_embeddings.npy")
         # Training images are gallery images, so they have been encoded already.
         rows = np.searchsorted(splits.gallery, splits.train)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,8 +89,8 @@ FRACTIONS = tuple(f.name for f in fields(Protocol) if f.name.endswith("_fraction
 class Splits:
     """Rows of the image store by role; each array is (n,) int64, increasing.
 
-    Validation images are gallery images too, and so are training images unless the protocol
-    keeps them apart.
+    Training images are gallery images too unless the protocol keeps them apart; validation images
+    are gallery or training images, and a validation query is never trained on.
     """
 
     train: NDArray[np.int64]
@@ -235,13 +235,15 @@ def draw_splits_greedily(
     it, an image becomes a query if one of its classes wants more queries, and counts for the
     first such class in the order of classes. Training images, then validation queries, then what
     these are ranked against are chosen alike among the images that are left; the gallery is all
-    that is no query.
+    that is no query. Taking away an image that none of these chose leaves all choices as they
+    were.
 
     Args:
         keys: (N,) image names.
         labels: (N, C) multi-hot.
         classes: (C,) class names.
-        protocol: the quotas; ``query_per_class`` and ``train_per_class`` are needed.
+        protocol: the quotas; ``query_per_class``, ``train_per_class`` and
+            ``validation_per_class`` are needed.
         name: the dataset's name, part of the random stream.
 
     Raises:
@@ -301,12 +303,12 @@ def complete_splits(
     drawn from the gallery images that are not trained on, so that the training split stays whole;
     where there are too few of these, validation queries are taken from the training images and
     ranked against the others. Where no training images are listed, they are drawn from the
-    gallery with the protocol's quotas: class by class, or by totals where images carry several
-    labels.
+    gallery images that are not for validation, with the protocol's quotas: class by class, or by
+    totals where images carry several labels.
 
     Args:
-        listed: image names by split: ``query`` and ``gallery``, perhaps ``train``,
-            ``validation_query`` and ``validation_gallery``.
+        listed: image names by split: ``query`` and ``gallery``, perhaps ``train`` and
+            ``validation_query``, and with the latter perhaps ``validation_gallery``.
         keys: (N,) image names.
         labels: (N,) class numbers or (N, C) multi-hot.
         classes: (C,) class names.
@@ -333,8 +335,15 @@ def complete_splits(
                 f"dataset {name!r}: its {role} list has {len(rows) - len(parts[role])} images "
                 f"more than once, the first is {twice!r}"
             )
+    if "validation_gallery" in parts and "validation_query" not in parts:
+        raise DatasetError(
+            f"dataset {name!r}: its files list a validation gallery and no validation queries"
+        )
     if "train" not in parts:
-        parts |= _drawn_from(parts["gallery"], keys, labels, classes, protocol, name)
+        drawn = _drawn_from(parts, keys, labels, classes, protocol, name)
+        parts = drawn | parts  # what is listed comes first
+        if protocol.train_apart:
+            parts["gallery"] = np.setdiff1d(parts["gallery"], parts["train"])
     if "validation_query" not in parts:
         parts |= _validation_beside(parts, keys, protocol, name)
     parts.setdefault("validation_gallery", parts["train"])
@@ -342,14 +351,22 @@ def complete_splits(
 
 
 def _drawn_from(
-    gallery: NDArray[np.int64],
+    listed: Mapping[str, NDArray[np.int64]],
     keys: Sequence[str],
     labels: NDArray[np.generic],
     classes: Sequence[str],
     protocol: Protocol,
     name: str,
 ) -> dict[str, NDArray[np.int64]]:
-    """Draw training and validation images from the gallery."""
+    """Draw training images, and validation images if none are listed, from the gallery."""
+    gallery = listed["gallery"]
+    if "validation_query" in listed:
+        for role in ("validation_query", "validation_gallery"):
+            gallery = np.setdiff1d(gallery, listed.get(role, gallery[:0]))
+        unused: dict[str, Any] = {
+            f.name: None for f in fields(protocol) if f.name.startswith("validation")
+        }
+        protocol = replace(protocol, **unused)
     ids = np.frombuffer(b"".join(_key_digest(keys[row]) for row in gallery), dtype="<u8")
     parts: dict[str, list[NDArray[np.integer[Any]]]] = {}
     groups: list[tuple[NDArray[np.intp], int, tuple[int, int, int, int]]]
@@ -368,9 +385,9 @@ def _drawn_from(
         for part, chosen in _dealt(order, 0, validation, beside, train).items():
             parts.setdefault(part, []).append(gallery[chosen])
     drawn = _joined(parts)
-    return {
-        part: getattr(drawn, part) for part in ("train", "validation_query", "validation_gallery")
-    }
+    roles = ("train", "validation_query", "validation_gallery")
+    found = {role: getattr(drawn, role) for role in roles}
+    return found if "validation_query" not in listed else {"train": found["train"]}
 
 
 def _validation_beside(
@@ -484,7 +501,9 @@ def _quota(number: int | None, fraction: float | None, n: int) -> int:
 _SPLIT_KEY = "protocol.split_file"
 
 
-def read_split_file(path: Path, keys: Sequence[str], name: str) -> Splits:
+def read_split_file(
+    path: Path, keys: Sequence[str], name: str, *, train_apart: bool = False
+) -> Splits:
     """Read splits from a JSON file that lists image keys by split.
 
     The file has ``query``, ``gallery`` and ``train``; ``validation_query`` and
@@ -495,6 +514,7 @@ def read_split_file(path: Path, keys: Sequence[str], name: str) -> Splits:
         path: the file.
         keys: the dataset's image keys.
         name: the dataset's name.
+        train_apart: training images need not be in the gallery.
 
     Raises:
         DatasetError: unreadable, no JSON, an unknown key, a key given twice, or a leak.
@@ -528,7 +548,7 @@ def read_split_file(path: Path, keys: Sequence[str], name: str) -> Splits:
         parts["train"] = np.sort(train[order[cut:]])
     parts.setdefault("validation_gallery", parts["train"])
     try:
-        return Splits(**parts).check(name, keys)
+        return Splits(**parts).check(name, keys, train_apart=train_apart)
     except DatasetError as error:
         raise error.located(prefix=_SPLIT_KEY) from None
 

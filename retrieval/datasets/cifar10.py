@@ -1,10 +1,11 @@
-"""cifar10: 60,000 images of 32 x 32 pixels in ten classes, under the literature's protocol."""
+"""cifar10: 60,000 images of 32 x 32 pixels in ten classes, under the literature's protocols."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,23 +40,33 @@ CLASSES = (
     "truck",
 )
 
-_A_CLASS = 6_000
-"""Images of each class in the whole dataset, both parts pooled."""
+_A_CLASS = {"train": 5_000, "test": 1_000}
+"""Images of each class in the authors' two parts."""
+
+_WHOLE_CLASS = sum(_A_CLASS.values())
 
 
 @DATASETS.register("cifar10")
 class Cifar10(Dataset):
     """CIFAR-10, read from the authors' batches or from image files by class.
 
-    The protocol is that of the hashing literature: both parts are pooled; of each class 100 images
-    are queries, the other 5,900 the gallery, and 500 of these are trained on. Validation queries
-    (100) and what they are ranked against (200) are gallery images outside of the training split,
-    so that the training split stays whole.
+    The protocols are those of the hashing literature, under the names that DeepHash-pytorch gives
+    them. ``cifar10-1``, the default: both parts are pooled; of each class 100 images are queries,
+    the other 5,900 the gallery, and 500 of these are trained on. Validation queries (100) and what
+    they are ranked against (200) are gallery images outside of the training split, so that the
+    training split stays whole. ``cifar10``: the same images, but those trained on are not in the
+    gallery, which has 5,400 of each class then. ``cifar10-2``: the authors' 10,000 test images are
+    queries, their 50,000 training images the gallery, all of which is trained on; but for the
+    validation queries, 100 of each class, which leave 49,000 to train on and are ranked against
+    these.
     """
 
     Options = RootedOptions
     options: RootedOptions
-    what = "60,000 photographs, 32x32 px, 10 classes; 1,000 query, 59,000 gallery, 5,000 train"
+    what = (
+        "60,000 photographs, 32x32 px, 10 classes; 1,000 query, 59,000 gallery, 5,000 train; "
+        "or 54,000 gallery without these (protocol cifar10), or the official parts (cifar10-2)"
+    )
     source = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
     licence = "for research"
     obtain = (
@@ -80,7 +91,8 @@ class Cifar10(Dataset):
 
         Raises:
             DatasetError: a class that CIFAR-10 does not have; or not 60,000 images in 10 classes
-                of 6,000, unless the protocol's sizes are given.
+                of 6,000 (under ``cifar10-2``, of 5,000 and 1,000), unless the protocol's sizes
+                are given.
         """
         batches = self._batches
         index = self._tree.index if batches is None else batches.index()
@@ -94,25 +106,72 @@ class Cifar10(Dataset):
                 key="root",
                 value=self.options.root,
             )
+        if not self._sized:
+            self._check_counts(index)
+        return index
+
+    @property
+    def _sized(self) -> bool:
+        """Whether the study gives sizes of its own, as it must for a part of CIFAR-10."""
         given = self.options.protocol
-        sized = given.split_file is not None or None not in (
-            given.query_per_class,
-            given.train_per_class,
-        )
-        counts = np.bincount(index.labels.astype(np.int64), minlength=len(index.classes))
-        if not sized and (len(counts) != len(CLASSES) or (counts != _A_CLASS).any()):
-            odd = int(np.argmax(counts != _A_CLASS)) if (counts != _A_CLASS).any() else 0
+        listed = self.base_protocol.listed  # there are no queries to count then
+        sizes = (0 if listed else given.query_per_class, given.train_per_class)
+        return given.split_file is not None or None not in sizes
+
+    def _check_counts(self, index: DatasetIndex) -> None:
+        """Refuse all but the whole data set."""
+        classes, labels = index.classes, index.labels.astype(np.int64)
+        listed = self.base_protocol.listed
+        sizes = "protocol.train_per_class"
+        sizes = sizes if listed else f"protocol.query_per_class and {sizes}"
+        beside = "validation_per_class"
+        beside = beside if listed else f"{beside} and validation_gallery_per_class"
+        hint = f"for a part of CIFAR-10 give {sizes}, and for a small one {beside} too"
+        counts = np.bincount(labels, minlength=len(classes))
+        if len(counts) != len(CLASSES) or (counts != _WHOLE_CLASS).any():
+            odd = int(np.argmax(counts != _WHOLE_CLASS)) if (counts != _WHOLE_CLASS).any() else 0
             raise DatasetError(
-                f"dataset 'cifar10': expected {len(CLASSES) * _A_CLASS} images, "
-                f"{_A_CLASS} in each of {len(CLASSES)} classes; found {len(index.keys)} in "
-                f"{len(counts)} classes, {counts[odd]} of them in {index.classes[odd]!r}",
+                f"dataset 'cifar10': expected {len(CLASSES) * _WHOLE_CLASS} images, "
+                f"{_WHOLE_CLASS} in each of {len(CLASSES)} classes; found {len(index.keys)} in "
+                f"{len(counts)} classes, {counts[odd]} of them in {classes[odd]!r}",
                 key="root",
                 value=self.options.root,
-                hint="for a part of CIFAR-10 give protocol.query_per_class and "
-                "protocol.train_per_class, and for a small one validation_per_class and "
-                "validation_gallery_per_class too",
+                hint=hint,
             )
-        return index
+        if not listed:
+            return
+        parts = np.array(self._parts(index.keys))
+        for part, expected in _A_CLASS.items():
+            counts = np.bincount(labels[parts == part], minlength=len(classes))
+            if (counts != expected).any():
+                odd = int(np.argmax(counts != expected))
+                raise DatasetError(
+                    f"dataset 'cifar10': protocol 'cifar10-2' expects {expected} images of each "
+                    f"class in the {part} part; found {counts[odd]} of {classes[odd]!r}",
+                    key="root",
+                    value=self.options.root,
+                    hint=hint,
+                )
+
+    def _parts(self, keys: Sequence[str]) -> list[str]:
+        """Return whether each image is of the "train" or of the "test" part.
+
+        Raises:
+            DatasetError: the files do not say so.
+        """
+        if self._batches is not None:
+            return ["test" if key.startswith("test_batch/") else "train" for key in keys]
+        parts = [key.partition("/")[0].lower() for key in keys]
+        if set(parts) != set(_A_CLASS):
+            found = sorted({key.partition("/")[0] for key in keys})
+            raise DatasetError(
+                "protocol 'cifar10-2' needs to know the authors' two parts: folders train/ and "
+                f"test/ around the classes, or their batches; found folders {', '.join(found)}",
+                key="root",
+                value=self.options.root,
+                hint="protocols 'cifar10-1' and 'cifar10' pool both parts and need no folders",
+            )
+        return parts
 
     def decoder(self) -> AbstractContextManager[Decoder]:
         """Open the batches, the folder or the zip."""
@@ -121,7 +180,7 @@ class Cifar10(Dataset):
         return tree_decoder(self._files, self._tree)
 
     def default_protocol(self) -> Protocol:
-        """The first of the two protocols in use: 1,000 queries, all over the gallery."""
+        """The most common of the protocols in use: 1,000 queries, all others the gallery."""
         return Protocol(
             id="cifar10-1",
             query_per_class=100,
@@ -129,6 +188,24 @@ class Cifar10(Dataset):
             validation_per_class=100,
             validation_gallery_per_class=200,
         )
+
+    def other_protocols(self) -> Sequence[Protocol]:
+        """Training images out of the gallery; and the official parts."""
+        return (
+            replace(self.default_protocol(), id="cifar10", train_apart=True),
+            Protocol(id="cifar10-2", listed=True, validation_per_class=100),
+        )
+
+    def listed_splits(self) -> Mapping[str, Sequence[str]] | None:
+        """Return the official parts under ``cifar10-2``: test asks, train answers."""
+        if not self.base_protocol.listed:
+            return None
+        keys = self.index().keys
+        named = dict(zip(keys, self._parts(keys), strict=True))
+        return {
+            "query": [key for key, part in named.items() if part == "test"],
+            "gallery": [key for key, part in named.items() if part == "train"],
+        }
 
 
 class _Batches:
