@@ -88,12 +88,14 @@ class Files(ABC):
         root: the folder or zip.
         name: the dataset's, for messages.
         home: where listings are kept.
+        key: the option that says where it is, for messages.
     """
 
-    def __init__(self, root: Path, name: str, home: Path) -> None:
+    def __init__(self, root: Path, name: str, home: Path, key: str = "root") -> None:
         self.root = root
         self.name = name
         self.home = home
+        self.key = key
 
     @abstractmethod
     def listing(self, folders: Sequence[str] | None = None) -> Listing:
@@ -105,6 +107,22 @@ class Files(ABC):
         Raises:
             DatasetError: unreadable, or a member that leads out of the place.
         """
+
+    @abstractmethod
+    def listing_of(self, paths: Sequence[str], kind: str) -> Listing:
+        """List these files, as far as they are there, and look at no others.
+
+        Args:
+            paths: without "." and ".."; whatever their endings.
+            kind: who asks; each keeps a listing of its own.
+
+        Raises:
+            DatasetError: one is unreadable, no regular file, or leads out of the place.
+        """
+
+    @abstractmethod
+    def holds(self, path: str) -> bool:
+        """Whether there is a file of this path."""
 
     @abstractmethod
     def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
@@ -126,27 +144,27 @@ class Files(ABC):
 
     def error(self, problem: str, **fields: Any) -> DatasetError:
         """Return an error about this place."""
-        fields = {"key": "root", "value": str(self.root), **fields}
+        fields = {"key": self.key, "value": str(self.root), **fields}
         return DatasetError(f"dataset {self.name!r}: {problem}", **fields)
 
 
-def open_files(root: Path, name: str, home: Path, *, follow_links: bool = False) -> Files:
-    """Return the folder or zip at ``root``.
+def open_files(
+    root: Path, name: str, home: Path, *, follow_links: bool = False, key: str = "root"
+) -> Files:
+    """Return the folder or zip at ``root``, which the option ``key`` gives.
 
     Raises:
         DatasetError: there is none.
     """
     if root.is_dir():
-        return _Folder(root, name, home, follow_links)
+        return _Folder(root, name, home, follow_links, key)
     if root.is_file() and zipfile.is_zipfile(root):
-        return _Zip(root, name, home)
+        return _Zip(root, name, home, key)
     what = "is neither a folder nor a zip" if root.exists() else "does not exist"
     hint = (
         "unpack it first" if root.name.endswith((".tar", ".gz", ".tgz", ".7z", ".rar")) else None
     )
-    raise DatasetError(
-        f"dataset {name!r}: its root {what}", key="root", value=str(root), hint=hint
-    )
+    raise DatasetError(f"dataset {name!r}: its {key} {what}", key=key, value=str(root), hint=hint)
 
 
 def is_settled(changed: int, read: int) -> bool:
@@ -168,8 +186,10 @@ def is_image(name: str) -> bool:
 
 
 class _Folder(Files):
-    def __init__(self, root: Path, name: str, home: Path, follow_links: bool) -> None:
-        super().__init__(root.resolve(), name, home)
+    def __init__(
+        self, root: Path, name: str, home: Path, follow_links: bool, key: str = "root"
+    ) -> None:
+        super().__init__(root.resolve(), name, home, key)
         self.follow_links = follow_links
 
     def listing(self, folders: Sequence[str] | None = None) -> Listing:
@@ -177,6 +197,16 @@ class _Folder(Files):
         kind = f"folder-{self.follow_links}"
         if folders is not None:
             kind = "/".join([kind, *folders])
+        return self._summed(seen, kind)
+
+    def listing_of(self, paths: Sequence[str], kind: str) -> Listing:
+        return self._summed(self._look_at(paths), f"listed-{self.follow_links}/{kind}")
+
+    def holds(self, path: str) -> bool:
+        return (self.root / path).is_file()
+
+    def _summed(self, seen: _Seen, kind: str) -> Listing:
+        """Return what was seen with checksums, which are read only of what changed."""
         cache = ListingCache(self.home, self.root, kind)
         known = cache.read()
         if known.get("stamps") == seen.stamps and known["listing"]["folders"] == seen.folders:
@@ -262,6 +292,41 @@ class _Folder(Files):
                             seen.add(path, entry.stat())
             except OSError as error:
                 raise self.error(f"cannot be listed: {error.strerror} ({folder})") from None
+        seen.sort()
+        return seen
+
+    def _look_at(self, paths: Sequence[str]) -> _Seen:
+        """Look at these files; absent ones are not among what is seen."""
+        for folder in {path.rpartition("/")[0] for path in paths} - {""}:
+            full = f"{self.root}/{folder}"
+            if os.path.realpath(full) != full and (self.root / folder).is_dir():
+                self._check_link(folder, full)
+
+        def status(path: str) -> os.stat_result | None:
+            full = f"{self.root}/{path}"
+            try:
+                found = os.lstat(full)
+                if stat.S_ISLNK(found.st_mode):
+                    self._check_link(path, full)
+                    found = Path(full).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if not stat.S_ISREG(found.st_mode):
+                raise self.error(f"{path!r} is no regular file")
+            return found
+
+        def some(first: int) -> list[tuple[str, os.stat_result]]:
+            looked = ((path, status(path)) for path in paths[first : first + 256])
+            return [(path, found) for path, found in looked if found is not None]
+
+        seen = _Seen()
+        try:
+            with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+                for block in pool.map(some, range(0, len(paths), 256)):
+                    for path, found in block:
+                        seen.add(path, found)
+        except OSError as error:
+            raise self.error(f"cannot be listed: {error.strerror} ({error.filename})") from None
         seen.sort()
         return seen
 
@@ -351,6 +416,34 @@ class _Zip(Files):
             [folder for folder in listing.folders if f"{folder}/".startswith(inside)],
             {},
         )
+
+    def listing_of(self, paths: Sequence[str], kind: str) -> Listing:
+        listing = self._whole()
+        places = {path: number for number, path in enumerate(listing.paths)}
+        found = {
+            path: (listing.sizes[places[path]], listing.crcs[places[path]])
+            for path in paths
+            if path in places
+        }
+        if len(found) < len(paths):  # what is listed may have any ending
+            for member in self._others(set(paths) - found.keys()):
+                found[member.filename] = (member.file_size, member.CRC)
+        there = sorted(found)
+        sizes, crcs = ([found[path][i] for path in there] for i in (0, 1))
+        return Listing(there, sizes, crcs, [], {})
+
+    def holds(self, path: str) -> bool:
+        return any(self._others({path}))
+
+    def _others(self, paths: set[str]) -> list[zipfile.ZipInfo]:
+        """Return the members of these paths, images or not."""
+        found = [member for member in self._members() if member.filename in paths]
+        names = Counter(member.filename for member in found)
+        for member in found:
+            self._check_member(member)
+            if names[member.filename] > 1:
+                raise self.error(f"the zip has two members {member.filename!r}")
+        return found
 
     def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
         found = {}
@@ -588,6 +681,30 @@ def fingerprint(keys: Sequence[str], sizes: Sequence[int], crcs: Sequence[int]) 
     """Return the SHA-256 over (key, size, CRC-32) of all files, which are ordered by key."""
     lines = (f"{k}\0{s}\0{c}\n" for k, s, c in zip(keys, sizes, crcs, strict=True))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def copies(files: Files, tree: Tree) -> Iterator[list[int]]:
+    """Yield groups of images with equal content, as numbers in the tree.
+
+    Raises:
+        DatasetError: one of those with equal checksums cannot be read.
+    """
+    by_sum: dict[tuple[int, int], list[int]] = {}
+    for number, mark in enumerate(zip(tree.sizes, tree.crcs, strict=True)):
+        by_sum.setdefault(mark, []).append(number)
+    suspects = [group for group in by_sum.values() if len(group) > 1]
+    if not suspects:
+        return
+    with files.reader() as read:
+        for group in suspects:  # equal checksums are no proof
+            by_content: dict[bytes, list[int]] = {}
+            for number in group:
+                try:
+                    content = read_member(read, tree.paths[number])
+                except DatasetError as error:
+                    raise files.error(f"an image cannot be read: {error.problem}") from None
+                by_content.setdefault(content, []).append(number)
+            yield from (same for same in by_content.values() if len(same) > 1)
 
 
 def read_member(read: Reader, path: str) -> bytes:

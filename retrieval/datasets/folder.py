@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -15,11 +14,10 @@ from retrieval.datasets.files import (
     Files,
     Tree,
     arrange,
+    copies,
     open_files,
-    read_member,
     tree_decoder,
 )
-from retrieval.errors import DatasetError
 from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
@@ -66,7 +64,7 @@ class Folder(Dataset):
         if self.options.duplicates == "keep":
             return arrange(self._files, listing)
         tree = arrange(self._files, listing)
-        groups = list(_copies(self._files, tree))
+        groups = list(copies(self._files, tree))
         if not groups:
             return tree
         labels = tree.index.labels
@@ -103,26 +101,6 @@ class Folder(Dataset):
     def image_options(self) -> dict[str, Any]:
         """Return the size of stored images."""
         return {"store_size": self.options.store_size}
-
-
-def _copies(files: Files, tree: Tree) -> Iterator[list[int]]:
-    """Yield groups of images with equal content, as numbers in the tree."""
-    by_sum: dict[tuple[int, int], list[int]] = {}
-    for number, mark in enumerate(zip(tree.sizes, tree.crcs, strict=True)):
-        by_sum.setdefault(mark, []).append(number)
-    suspects = [group for group in by_sum.values() if len(group) > 1]
-    if not suspects:
-        return
-    with files.reader() as read:
-        for group in suspects:  # equal checksums are no proof
-            by_content: dict[bytes, list[int]] = {}
-            for number in group:
-                try:
-                    content = read_member(read, tree.paths[number])
-                except DatasetError as error:
-                    raise files.error(f"an image cannot be read: {error.problem}") from None
-                by_content.setdefault(content, []).append(number)
-            yield from (same for same in by_content.values() if len(same) > 1)
 
 
 def _telling(group: list[int], labels: Any) -> tuple[int, int]:
