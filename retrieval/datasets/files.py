@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,6 +63,19 @@ class Listing:
     crcs: list[int]
     folders: list[str]
     ignored: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Children:
+    """Names of what lies directly in a folder and is not hidden, in order.
+
+    Attributes:
+        folders: of folders.
+        files: of files, images or not.
+    """
+
+    folders: list[str]
+    files: list[str]
 
 
 _UNREADABLE = (
@@ -123,6 +137,25 @@ class Files(ABC):
     @abstractmethod
     def holds(self, path: str) -> bool:
         """Whether there is a file of this path."""
+
+    @abstractmethod
+    def children(self, folder: str = "") -> Children:
+        """Return what lies directly in a folder; nothing where it is absent.
+
+        Raises:
+            DatasetError: unreadable, or a member that leads out of the place.
+        """
+
+    @abstractmethod
+    def contents(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """Read files that are no images, such as lists of labels, as far as they are there.
+
+        Args:
+            paths: without "." and "..".
+
+        Raises:
+            DatasetError: one is unreadable, no regular file, or leads out of the place.
+        """
 
     @abstractmethod
     def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
@@ -228,6 +261,26 @@ class _Folder(Files):
         ]
         cache.write({"listing": asdict(listing), "stamps": trusted})
         return listing
+
+    def children(self, folder: str = "") -> Children:
+        folders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    if not is_hidden(entry.name):
+                        (folders if entry.is_dir() else files).append(entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise self.error(f"cannot be listed: {error.strerror} ({error.filename})") from None
+        return Children(sorted(folders), sorted(files))
+
+    def contents(self, paths: Sequence[str]) -> dict[str, bytes]:
+        try:
+            return {path: self._bytes(path) for path in self._look_at(paths).paths}
+        except OSError as error:
+            raise self.error(f"cannot be read: {error.strerror} ({error.filename})") from None
 
     def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
         found = {}
@@ -444,6 +497,39 @@ class _Zip(Files):
             if names[member.filename] > 1:
                 raise self.error(f"the zip has two members {member.filename!r}")
         return found
+
+    def children(self, folder: str = "") -> Children:
+        folders, files = self._by_folder.get(folder, (set(), set()))
+        return Children(sorted(folders), sorted(files))
+
+    @cached_property
+    def _by_folder(self) -> dict[str, tuple[set[str], set[str]]]:
+        """Names of folders and of files in each folder."""
+        found: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
+        for member in self._members():
+            self._check_member(member)
+            parts = member.filename.rstrip("/").split("/")
+            if any(map(is_hidden, parts)):
+                continue
+            inside = "/".join(parts[:-1])
+            if inside not in found:  # folders need no members of their own
+                for depth in range(1, len(parts)):
+                    found.setdefault("/".join(parts[:depth]), (set(), set()))
+                    found["/".join(parts[: depth - 1])][0].add(parts[depth - 1])
+            if member.is_dir():
+                found.setdefault("/".join(parts), (set(), set()))
+                found[inside][0].add(parts[-1])
+            else:
+                found[inside][1].add(parts[-1])
+        return found
+
+    def contents(self, paths: Sequence[str]) -> dict[str, bytes]:
+        there = sorted(member.filename for member in self._others(set(paths)))
+        try:
+            with self.reader() as read:
+                return {path: read_member(read, path) for path in there}
+        except DatasetError as error:
+            raise self.error(f"cannot be read: {error.problem}") from None
 
     def documents(self, folder: str, suffix: str) -> dict[str, list[int]]:
         found = {}
