@@ -6,20 +6,51 @@ is silently misread is a wrong number in a table.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.codes import pack, packed_width
+from retrieval.codes import pack, packed_width, unpack
+from retrieval.engines import EngineName
 from retrieval.errors import InputError
-from retrieval.metrics import Evaluation, evaluate, resolve_cutoff
-from retrieval.ranking import has_padding
+from retrieval.literature import check_legacy, legacy_average_precision
+from retrieval.metrics import Evaluation, evaluate, mean, resolve_cutoff
+from retrieval.ranking import MEMORY_LIMIT, has_padding
 
 QUERY_CODES, GALLERY_CODES = "--query-codes", "--gallery-codes"
 QUERY_LABELS, GALLERY_LABELS = "--query-labels", "--gallery-labels"
+
+#: Options that are checked where they are used, by the name they have there.
+_OPTIONS = {
+    "bootstrap": "--bootstrap",
+    "engine": "--engine",
+    "threads": "--threads",
+    "memory_limit": "--memory-limit",
+}
+
+
+class _Codes(NamedTuple):
+    """Codes of one file.
+
+    Attributes:
+        packed: (N, ceil(B / 8)) packed codes.
+        bits: B.
+        outputs: (N, B) as they are in the file; None of a packed file.
+    """
+
+    packed: NDArray[np.uint8]
+    bits: int
+    outputs: NDArray[Any] | None
+
+    @property
+    def zeros(self) -> bool:
+        """Whether any value is 0, which has no sign of its own."""
+        return self.outputs is not None and not np.all(self.outputs)
 
 
 def evaluate_files(
@@ -29,6 +60,12 @@ def evaluate_files(
     gallery_labels: str | os.PathLike[str],
     bits: int | None = None,
     at: int | str = "all",
+    *,
+    legacy: Sequence[str] = (),
+    bootstrap: int = 1000,
+    engine: EngineName = "auto",
+    threads: int = 1,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> Evaluation:
     """Evaluate the codes and labels of four ``.npy`` files.
 
@@ -40,6 +77,12 @@ def evaluate_files(
         gallery_labels: (N,) integers, or (N, C) multi-hot of 0 and 1.
         bits: B; needed for packed codes, checked against the others.
         at: cut-off K of AP in ranks, or "all".
+        legacy: names of public code bases whose mAP to compute too. They keep sgn(0) = 0: files
+            that hold zeros are ranked anew for them, one query after another.
+        bootstrap: resamples of the interval of mAP, at least 39; 0 for no interval.
+        engine: how to count: "auto", or a name of `retrieval.engines.ENGINES`.
+        threads: chunks of queries that are counted at the same time.
+        memory_limit: bytes that counting may work in.
 
     Raises:
         InputError: a file is missing or no such array, two of them do not fit together, or
@@ -48,18 +91,19 @@ def evaluate_files(
     if bits is not None and not _is_count(bits):
         raise InputError("a code length is a whole number of at least 1", key="--bits", value=bits)
     resolve_cutoff(at, 1, key="--at")
-    query, query_bits = _load_codes(query_codes, QUERY_CODES, bits)
-    gallery, gallery_bits = _load_codes(gallery_codes, GALLERY_CODES, bits)
-    if query_bits != gallery_bits:
+    modes = check_legacy(legacy, key="--legacy")
+    query = _load_codes(query_codes, QUERY_CODES, bits)
+    gallery = _load_codes(gallery_codes, GALLERY_CODES, bits)
+    if query.bits != gallery.bits:
         raise InputError(
-            f"the gallery's codes have {gallery_bits} bits, the queries' {query_bits}; "
+            f"the gallery's codes have {gallery.bits} bits, the queries' {query.bits}; "
             "both sides must be encoded to the same length",
             key=GALLERY_CODES,
             where=os.fspath(gallery_codes),
         )
     labels = [
-        _load_labels(query_labels, QUERY_LABELS, len(query), QUERY_CODES),
-        _load_labels(gallery_labels, GALLERY_LABELS, len(gallery), GALLERY_CODES),
+        _load_labels(query_labels, QUERY_LABELS, len(query.packed), QUERY_CODES),
+        _load_labels(gallery_labels, GALLERY_LABELS, len(gallery.packed), GALLERY_CODES),
     ]
     if labels[0].shape[1:] != labels[1].shape[1:]:
         raise InputError(
@@ -68,13 +112,43 @@ def evaluate_files(
             key=GALLERY_LABELS,
             where=os.fspath(gallery_labels),
         )
-    return evaluate(query, gallery, labels[0], labels[1], query_bits, at)
+    from_outputs = bool(modes) and (query.zeros or gallery.zeros)
+    try:
+        scored = evaluate(
+            query.packed,
+            gallery.packed,
+            labels[0],
+            labels[1],
+            query.bits,
+            at,
+            bootstrap=bootstrap,
+            legacy=() if from_outputs else modes,
+            engine=engine,
+            threads=threads,
+            memory_limit=memory_limit,
+        )
+    except InputError as error:
+        error.key = _OPTIONS.get(error.key or "", error.key)
+        raise
+    if not from_outputs:
+        return scored
+    outputs = _outputs(query), _outputs(gallery)
+    return dataclasses.replace(
+        scored,
+        legacy={
+            mode: mean(legacy_average_precision(*outputs, labels[0], labels[1], mode, at))
+            for mode in modes
+        },
+    )
 
 
-def _load_codes(
-    path: str | os.PathLike[str], key: str, bits: int | None
-) -> tuple[NDArray[np.uint8], int]:
-    """Return packed codes and their length in bits."""
+def _outputs(codes: _Codes) -> NDArray[Any]:
+    """Return (N, B) values whose signs are the codes, zeros included where the file has them."""
+    return unpack(codes.packed, codes.bits) if codes.outputs is None else codes.outputs
+
+
+def _load_codes(path: str | os.PathLike[str], key: str, bits: int | None) -> _Codes:
+    """Return the codes of a file."""
     where = os.fspath(path)
     codes = _load(path, key)
     if codes.ndim != 2:
@@ -85,7 +159,7 @@ def _load_codes(
         )
     _refuse_empty(codes, key, where)
     if codes.dtype == np.uint8:
-        return _check_packed(codes, bits, key, where)
+        return _Codes(*_check_packed(codes, bits, key, where), None)
     if codes.dtype.kind not in "if":
         raise InputError(
             f"codes must be signed integers or floats, or uint8 when packed; got {codes.dtype}",
@@ -115,7 +189,7 @@ def _load_codes(
             where=where,
             hint="write codes as -1 and +1 (2 * codes - 1), or packed: np.packbits(codes, axis=1)",
         )
-    return pack(codes), width
+    return _Codes(pack(codes), width, codes)
 
 
 def _check_packed(
