@@ -14,6 +14,7 @@ number of threads and on the machine, and would part embeddings that are equal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
@@ -86,10 +87,7 @@ def expected_average_precision_embeddings(
         ValueError: no query or no gallery item; values that are not finite; shapes, kinds or
             lengths disagree; ``mode`` is neither.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    queries = _scaled(_checked(query, "query embeddings"))
-    ranked = _Gallery(gallery, queries.shape[1], mode)
+    queries, ranked = _made_ready(query, gallery, mode)
     items = ranked.items
     if not len(queries) or not items:
         raise ValueError(f"nothing to evaluate: {len(queries)} queries, {items} gallery items")
@@ -112,6 +110,36 @@ def expected_average_precision_embeddings(
         n, r = count_block(places, relevant, int(places.max()))
         out[rows] = expected_average_precision(n, r, cutoff)
     return out
+
+
+def ranking_places(
+    query: NDArray[np.generic], gallery: NDArray[np.generic], mode: Mode = "cosine"
+) -> Iterator[NDArray[np.uint32]]:
+    """Return the place of every gallery item in the ranking of each query.
+
+    Args:
+        query: (Q, B) embeddings, as for `expected_average_precision_embeddings`.
+        gallery: (N, B) embeddings, or packed codes for "asymmetric".
+        mode: "cosine" or "asymmetric".
+
+    Returns:
+        (N,) places of one query after another, 0 the best; items of equal score share one.
+
+    Raises:
+        ValueError: values that are not finite; shapes disagree; ``mode`` is neither.
+    """
+    queries, ranked = _made_ready(query, gallery, mode)
+    return (ranked.places(row, ranked.items) for row in queries)
+
+
+def _made_ready(
+    query: NDArray[np.generic], gallery: NDArray[np.generic], mode: Mode
+) -> tuple[Floats, _Gallery]:
+    """Return checked queries and gallery."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    queries = _scaled(_checked(query, "query embeddings"))
+    return queries, _Gallery(gallery, queries.shape[1], mode)
 
 
 class _Gallery:
