@@ -492,6 +492,7 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "base",
         "centers",
         "distilled",
+        "efficiency",
         "losses",
         "mds",
         "networks",
