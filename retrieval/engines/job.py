@@ -118,7 +118,7 @@ class Relevance:
         self.most = int(hot.sum(axis=1).max(initial=0))
         self.gallery_most = 0
         used = np.flatnonzero(hot.any(axis=0))
-        self.query_bytes = np.packbits(hot[:, used], axis=1)
+        self.query_bytes = np.ascontiguousarray(np.packbits(hot[:, used], axis=1))
         self.gallery_bytes = np.empty((self.query_bytes.shape[1], len(gallery)), dtype=np.uint8)
         step = max(1, 2**22 // max(query.shape[1], 1))
         for start in range(0, len(gallery), step):
