@@ -466,7 +466,12 @@ def _cutoffs(given: Iterable[int], items: int, key: str) -> list[int]:
     Raises:
         InputError: one is not a positive whole number; names the ``key``.
     """
-    return [int(k) for k in given if resolve_cutoff(k, k, key=key) <= items]
+    cutoffs = []
+    for k in given:
+        if isinstance(k, str):
+            raise InputError("cut-offs here are positive whole numbers", key=key, value=k)
+        cutoffs.append(resolve_cutoff(k, k, key=key))
+    return [k for k in cutoffs if k <= items]
 
 
 def _gains_fit(relevance: Relevance) -> bool:

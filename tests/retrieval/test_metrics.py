@@ -245,10 +245,11 @@ def test_what_is_not_a_cutoff_is_refused(at):
         metrics.evaluate(*_random_problem(0), 6, at)
 
 
-def test_precision_cutoff_of_zero_is_refused_under_its_own_name():
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "all", True])
+def test_a_wrong_cutoff_of_precision_is_refused_under_its_own_name(wrong):
     with pytest.raises(InputError) as caught:
-        metrics.evaluate(*_random_problem(0), 6, precision_at=(1, 0))
-    assert caught.value.key == "precision_at"
+        metrics.evaluate(*_random_problem(0), 6, precision_at=(1, wrong))
+    assert (caught.value.key, caught.value.value) == ("precision_at", wrong)
 
 
 @settings(max_examples=40, deadline=None)
