@@ -65,7 +65,7 @@ class Cifar10(Dataset):
     options: RootedOptions
     what = (
         "60,000 photographs, 32x32 px, 10 classes; 1,000 query, 59,000 gallery, 5,000 train; "
-        "or 54,000 gallery without these (protocol cifar10), or the official parts (cifar10-2)"
+        "two more protocols"
     )
     source = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
     licence = "for research"

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.datasets.base import DatasetIndex
 from retrieval.errors import DatasetError
@@ -767,6 +768,77 @@ def fingerprint(keys: Sequence[str], sizes: Sequence[int], crcs: Sequence[int]) 
     """Return the SHA-256 over (key, size, CRC-32) of all files, which are ordered by key."""
     lines = (f"{k}\0{s}\0{c}\n" for k, s, c in zip(keys, sizes, crcs, strict=True))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def labelled_fingerprint(
+    keys: Sequence[str],
+    sizes: Sequence[int],
+    crcs: Sequence[int],
+    labels: NDArray[np.generic],
+    classes: Sequence[str],
+) -> str:
+    """Return the SHA-256 of files, labels and class names: labels that no folder tells."""
+    sha = hashlib.sha256(fingerprint(keys, sizes, crcs).encode())
+    sha.update(np.ascontiguousarray(labels).tobytes())
+    sha.update(json.dumps(list(classes)).encode())
+    return sha.hexdigest()
+
+
+def read_text(files: Files, given: str, key: str) -> bytes:
+    """Return the bytes of a text file that an option names.
+
+    Args:
+        files: the place.
+        given: a path below it, or an absolute one.
+        key: the option.
+
+    Raises:
+        DatasetError: it is not there, unreadable, or leads out of the place.
+    """
+    path = Path(given).expanduser()
+    if path.is_absolute():
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DatasetError(
+                f"the file cannot be read: {error.strerror}", key=key, value=given
+            ) from None
+    if leads_out(given):
+        raise DatasetError(
+            "must be a path below the root, or an absolute one", key=key, value=given
+        )
+    found = files.contents([given])
+    if given not in found:
+        raise DatasetError(
+            f"dataset {files.name!r}: there is no such file below the root", key=key, value=given
+        )
+    return found[given]
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that a file lists may lead out of the folder that it is relative to."""
+    return (
+        path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or path[1:2] == ":"
+        or bool({"", ".", ".."} & set(path.split("/")))
+    )
+
+
+def text_lines(data: bytes, name: str, *, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a text file that are not empty, each with its place (``file:line``).
+
+    Raises:
+        DatasetError: it is not UTF-8.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{name} is not UTF-8 text", key=key) from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{name}:{number}", line
 
 
 def copies(files: Files, tree: Tree) -> Iterator[list[int]]:
