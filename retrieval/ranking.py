@@ -141,7 +141,8 @@ def count(
         grades=np.zeros((queries, relevance.most + 1 if graded else 0), dtype=np.int64),
     )
     chosen = choose(engine, device, queries * items)
-    plan = _plan(chosen.count_cost(job), queries, threads, memory_limit, chunk, relevance.nbytes)
+    cost = chosen.count_cost(job, device)
+    plan = _plan(cost, queries, threads, memory_limit, chunk, relevance.nbytes)
     if queries and items:
         made = chosen(job, device)
         _run(lambda rows: made.count(rows, totals), queries, plan)
@@ -196,7 +197,7 @@ def nearest(
         raise InputError(f"at most {items}, the items of the gallery", key="k", value=k)
     job = Job(query_packed, gallery_packed, bits)
     chosen = choose(engine, device, queries * items)
-    plan = _plan(chosen.nearest_cost(job, k), queries, threads, memory_limit, chunk, 0)
+    plan = _plan(chosen.nearest_cost(job, k, device), queries, threads, memory_limit, chunk, 0)
     indices = np.empty((queries, k), dtype=np.int64)
     distances = np.empty((queries, k), dtype=np.int64)
     if queries:

@@ -36,11 +36,11 @@ class Engine(Protocol):
     def __init__(self, job: Job, device: str) -> None: ...
 
     @staticmethod
-    def count_cost(job: Job) -> Cost:
+    def count_cost(job: Job, device: str) -> Cost:
         """Return the memory that `count` takes."""
 
     @staticmethod
-    def nearest_cost(job: Job, k: int) -> Cost:
+    def nearest_cost(job: Job, k: int, device: str) -> Cost:
         """Return the memory that `nearest` takes."""
 
     def count(self, rows: slice, out: Totals) -> None:

@@ -342,7 +342,7 @@ class Engine:
         self._distance = np.uint8 if job.bits < 256 else np.uint32
 
     @staticmethod
-    def count_cost(job: Job) -> Cost:
+    def count_cost(job: Job, device: str) -> Cost:
         """Return the memory that `count` takes."""
         items = len(job.gallery)
         pairs = -(-items // (2 * SEGMENT))
@@ -351,7 +351,7 @@ class Engine:
         return Cost(_shared(job), worker + 16 * SEGMENT + _OVERHEAD, 0, _chunk(items))
 
     @staticmethod
-    def nearest_cost(job: Job, k: int) -> Cost:
+    def nearest_cost(job: Job, k: int, device: str) -> Cost:
         """Return the memory that `nearest` takes."""
         items = len(job.gallery)
         worker = items * (1 if job.bits < 256 else 4) + 8 * SEGMENT + 1024 * (job.words + 1)

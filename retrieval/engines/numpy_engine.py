@@ -30,7 +30,7 @@ class Engine:
         self._distance = smallest_unsigned(job.bits)
 
     @staticmethod
-    def count_cost(job: Job) -> Cost:
+    def count_cost(job: Job, device: str) -> Cost:
         """Return the memory that `count` takes."""
         items, one = len(job.gallery), smallest_unsigned(job.bits).itemsize
         # XOR words, distances, their histogram key; shared labels or relevance.
@@ -44,7 +44,7 @@ class Engine:
         return Cost(_shared(job), worker, query, max(1, CHUNK_BYTES // max(query, 1)))
 
     @staticmethod
-    def nearest_cost(job: Job, k: int) -> Cost:
+    def nearest_cost(job: Job, k: int, device: str) -> Cost:
         """Return the memory that `nearest` takes."""
         items, one = len(job.gallery), smallest_unsigned(job.bits).itemsize
         query = items * (_word(job) + one + 1)
