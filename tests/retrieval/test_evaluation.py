@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from retrieval.codes import pack
 from retrieval.errors import InputError
 from retrieval.evaluation import evaluate_files
+from retrieval.literature import LEGACY, legacy_average_precision
+from retrieval.metrics import evaluate
 
 KEYS = ["--query-codes", "--gallery-codes", "--query-labels", "--gallery-labels"]
 BITS = 12
@@ -83,6 +86,69 @@ def test_cutoff_out_of_range_is_refused_and_all_is_named(save, at):
     assert error.key == "--at"
     assert error.value == at
     assert "'all'" in str(error)
+
+
+def test_options_reach_the_evaluation(save):
+    values = arrays()
+    paths = save(values)
+    packed_values = packed(values)
+    for options in (
+        {"bootstrap": 0}, {"bootstrap": 50}, {"engine": "numpy"}, {"threads": 2},
+        {"memory_limit": 2**24}, {"legacy": ("orthohash",)},
+        {"legacy": ("deephash_pytorch", "orthohash")},
+    ):  # fmt: skip
+        want = evaluate(*packed_values, BITS, 7, **options)
+        got = evaluate_files(*paths, at=7, **options)
+        assert got == want
+        assert tuple(got.legacy) == options.get("legacy", ())
+        assert got.bootstrap == options.get("bootstrap", 1000)
+
+
+@pytest.mark.parametrize(("option", "value", "key"), [
+    ("bootstrap", 38, "--bootstrap"),
+    ("bootstrap", -1, "--bootstrap"),
+    ("threads", 0, "--threads"),
+    ("threads", 1.5, "--threads"),
+    ("memory_limit", 1, "--memory-limit"),
+    ("memory_limit", 0, "--memory-limit"),
+])  # fmt: skip
+def test_an_option_out_of_range_is_named_as_on_the_command_line(save, option, value, key):
+    error = refusal(save(arrays()), **{option: value})
+    assert (error.key, error.value) == (key, value)
+
+
+@pytest.mark.parametrize(("option", "value", "key", "nearest"), [
+    ("legacy", ("deephash_pytorh",), "--legacy", "deephash_pytorch"),
+    ("engine", "numpyy", "--engine", "numpy"),
+])  # fmt: skip
+def test_an_unknown_name_says_the_nearest(save, option, value, key, nearest):
+    error = refusal(save(arrays()), **{option: value})
+    assert error.key == key
+    assert f"did you mean {nearest!r}" in str(error)
+
+
+@pytest.mark.parametrize("at", ["all", 7])
+@pytest.mark.parametrize("side", [0, 1])
+def test_literature_modes_keep_the_zeros_of_a_file(save, side, at):
+    values = arrays()
+    values[side][np.random.default_rng(1).random(values[side].shape) < 0.4] = 0.0
+    paths = save(values)
+    got = evaluate_files(*paths, at=at, legacy=LEGACY)
+    assert got == replace(evaluate_files(*paths, at=at), legacy=got.legacy)
+    for mode, score in got.legacy.items():
+        want = legacy_average_precision(*values, mode, at)
+        assert score == pytest.approx(want.mean(), abs=1e-15)
+    signs = [np.where(v >= 0, 1.0, -1.0) for v in values[:2]]
+    assert got.legacy != evaluate_files(*save(signs + values[2:]), at=at, legacy=LEGACY).legacy
+
+
+def test_zeros_of_one_file_are_kept_beside_a_packed_one(save):
+    values = arrays()
+    values[0][:, ::2] = 0.0
+    got = evaluate_files(
+        *save([values[0], pack(values[1]), *values[2:]]), bits=BITS, legacy=LEGACY
+    )
+    assert got.legacy == evaluate_files(*save(values), legacy=LEGACY).legacy
 
 
 @pytest.mark.parametrize("bits", [0, -8, True, 8.0, "8"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -356,6 +357,151 @@ def test_code_statistics_equal_loops_over_unpacked_codes(bits):
     assert got.bit_means == pytest.approx(codes.mean(axis=0))
     assert got.distinct == len({tuple(code) for code in codes.tolist()})
     assert got.collisions == 30 - got.distinct
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(
+    st.lists(st.one_of(st.floats(0, 1), st.floats(0, 1e-300), st.floats(0, 1e9)),
+             min_size=2, max_size=2), min_size=1, max_size=12))  # fmt: skip
+def test_column_sums_are_the_correctly_rounded_sums_of_the_columns(rows):
+    want = [math.fsum(column) for column in zip(*rows, strict=True)]
+    assert tied.column_sums(np.array(rows)) == want
+
+
+def test_radius_aware_precision_by_hand():
+    # radii 0..3: an empty ball, 1 of 2, 2 of 3, 2 of 4
+    n, r = np.array([[0, 2, 1, 1]]), np.array([[0, 1, 1, 0]])
+    got = metrics.radius_aware_average_precision(n, r)
+    assert got[0] == pytest.approx((0 + 1 / 2 + 2 / 3 + 2 / 4) / 4, abs=1e-15)
+    got = metrics.radius_aware_average_precision(n, r, 1)
+    assert got[0] == pytest.approx((0 + 1 / 2) / 2, abs=1e-15)
+    assert metrics.radius_aware_average_precision(n, r, 0).tolist() == [0.0]
+    # three bits: 1, 1 + 3, 1 + 3 + 3 and 8 buckets
+    got = metrics.radius_aware_average_precision(n, r, cost=True)
+    assert got[0] == pytest.approx((0 + 1 / 2 / 4 + 2 / 3 / 7 + 2 / 4 / 8) / 4, abs=1e-15)
+    got = metrics.radius_aware_average_precision(n, r, 2, cost=True)
+    assert got[0] == pytest.approx((0 + 1 / 2 / 4 + 2 / 3 / 7) / 3, abs=1e-15)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_radius_aware_map_equals_loops_over_queries_and_balls(seed, multi_hot):
+    problem = _random_problem(seed, multi_hot)
+    query, gallery = (np.unpackbits(codes, axis=1, count=6).tolist() for codes in problem[:2])
+    total = 0.0
+    for code, label in zip(query, problem[2], strict=True):
+        for radius in range(7):
+            ball = [i for i, other in enumerate(gallery) if oracle.hamming(code, other) <= radius]
+            hits = sum(bool(np.any((label == problem[3][i]) & (label != 0))) if multi_hot
+                       else bool(label == problem[3][i]) for i in ball)  # fmt: skip
+            total += hits / len(ball) / 7 if ball else 0.0
+    got = metrics.evaluate(*problem, 6).ramap
+    assert got == pytest.approx(total / len(query), abs=1e-14)
+
+
+@pytest.mark.parametrize("radius", [-1, 4, 1.0, True, "all"])
+def test_what_is_no_radius_is_refused(radius):
+    n = np.array([[1, 1, 1, 1]])
+    with pytest.raises(InputError, match=r"0\.\.3") as caught:
+        metrics.radius_aware_average_precision(n, n, radius)
+    assert (caught.value.key, caught.value.value) == ("radius", radius)
+
+
+def test_map_of_each_class_by_hand():
+    scores = np.array([0.5, 1.0, 0.25, 0.0])
+    assert metrics.per_class_map(scores, np.array([7, -2, 7, 3])) == [
+        {"class": -2, "map": 1.0, "queries": 1},
+        {"class": 3, "map": 0.0, "queries": 1},
+        {"class": 7, "map": 0.375, "queries": 2},
+    ]
+    # the first query carries classes 0 and 2, the last none; nobody carries class 1
+    hot = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    assert metrics.per_class_map(scores, hot) == [
+        {"class": 0, "map": 0.375, "queries": 2},
+        {"class": 2, "map": 0.75, "queries": 2},
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_map_of_each_class_equals_a_loop_over_queries(seed, multi_hot):
+    problem = _random_problem(seed, multi_hot)
+    result = metrics.evaluate(*problem, 6, 5)
+    want = {}
+    for score, label in zip(result.average_precision.tolist(), problem[2].tolist(), strict=True):
+        for number in (c for c in range(4) if (label[c] if multi_hot else label == c)):
+            want.setdefault(number, []).append(score)
+    assert result.map_per_class == [
+        {"class": c, "map": math.fsum(own) / len(own), "queries": len(own)}
+        for c, own in sorted(want.items())
+    ]
+    means = [math.fsum(own) / len(own) for own in want.values()]
+    assert result.map_macro == (math.fsum(means) / len(means) if means else 0.0)
+
+
+def test_queries_without_any_label_belong_to_no_class():
+    query, gallery = pack(np.ones((2, 4))), pack(np.ones((3, 4)))
+    result = metrics.evaluate(query, gallery, np.zeros((2, 3)), np.ones((3, 3)), 4)
+    assert (result.map_per_class, result.map_macro, result.map) == ([], 0.0, 0.0)
+
+
+def test_labels_of_other_queries_have_no_map_by_class():
+    with pytest.raises(ValueError, match="for 3 queries"):
+        metrics.per_class_map(np.zeros(3), np.zeros(2, int))
+
+
+def test_interval_of_map_is_that_of_the_scores_of_its_queries():
+    problem = _random_problem(2)
+    result = metrics.evaluate(*problem, 6, 5)
+    assert result.bootstrap == 1000
+    want = metrics.bootstrap_interval(result.average_precision, 1000)
+    assert (result.map_ci_low, result.map_ci_high) == want
+    assert want[0] < result.map < want[1]
+    fewer = metrics.evaluate(*problem, 6, 5, bootstrap=39)
+    want = metrics.bootstrap_interval(result.average_precision, 39)
+    assert (fewer.map_ci_low, fewer.map_ci_high, fewer.bootstrap) == (*want, 39)
+
+
+def test_no_resamples_are_no_interval_and_change_nothing_else():
+    problem = _random_problem(2)
+    result = metrics.evaluate(*problem, 6, bootstrap=0)
+    assert (result.map_ci_low, result.map_ci_high, result.bootstrap) == (None, None, 0)
+    with_one = metrics.evaluate(*problem, 6).to_json()
+    parts = {"map_ci_low": None, "map_ci_high": None, "bootstrap": 0}
+    assert with_one | parts == result.to_json()
+
+
+@pytest.mark.parametrize("bootstrap", [38, -1, 1e3, "1000", None, False])
+def test_resamples_out_of_range_are_refused(bootstrap):
+    with pytest.raises(InputError, match="at least 39 resamples, or 0") as caught:
+        metrics.evaluate(*_random_problem(2), 6, bootstrap=bootstrap)
+    assert (caught.value.key, caught.value.value) == ("bootstrap", bootstrap)
+
+
+@pytest.mark.parametrize("option", [
+    {"engine": "numpy"}, {"engine": "numba"}, {"engine": "torch"}, {"engine": "auto"},
+    {"device": "cpu"}, {"threads": 3}, {"memory_limit": 2**22}, {"chunk": 2},
+])  # fmt: skip
+@pytest.mark.parametrize("multi_hot", [False, True])
+def test_how_it_is_counted_changes_no_byte(option, multi_hot):
+    problem = _random_problem(11, multi_hot, queries=6, items=50)
+    options = {"at": 20, "legacy": ("deephash_pytorch", "orthohash")}
+    want = metrics.evaluate(*problem, 6, **options, engine="numpy")
+    got = metrics.evaluate(*problem, 6, **options, **option)
+    assert json.dumps(got.to_json()) == json.dumps(want.to_json())
+    assert got.average_precision.tobytes() == want.average_precision.tobytes()
+
+
+@pytest.mark.parametrize("option", [
+    {"engine": "numpi"}, {"device": "cuda", "engine": "numpy"}, {"threads": 0},
+    {"memory_limit": 1}, {"chunk": 0},
+])  # fmt: skip
+def test_how_it_is_counted_reaches_the_engine(option):
+    key, value = next(iter(option.items()))
+    with pytest.raises(InputError) as caught:
+        metrics.evaluate(*_random_problem(0), 6, **option)
+    assert caught.value.key == key
+    assert value == getattr(caught.value, "name", caught.value.value)
 
 
 def test_to_json_is_plain_and_complete():
