@@ -2,46 +2,142 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import os
+import re
+from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
-from orchestrator.command_line import echo_json, json_option, open_study, set_option, table
+from orchestrator.command_line import (
+    check_output,
+    echo_json,
+    json_option,
+    open_study,
+    set_option,
+    table,
+)
+from orchestrator.store import write_atomic
+from retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from retrieval.datasets.base import Score
 
 
 @click.command()
 @click.option("--query-codes", required=True, help=".npy: (N, B) real or ±1, or packed uint8.")
 @click.option("--gallery-codes", required=True, help=".npy, like the query's.")
-@click.option("--query-labels", required=True, help=".npy: integers (N,) or multi-hot (N, C).")
-@click.option("--gallery-labels", required=True, help=".npy, like the query's.")
+@click.option("--query-labels", help=".npy: integers (N,) or multi-hot (N, C).")
+@click.option("--gallery-labels", help=".npy, like the query's.")
+@click.option("--gnd", help="Landmarks: gnd_roxford5k.pkl or the like, in place of labels.")
 @click.option("--bits", type=int, help="Code length; needed for packed codes.")
 @click.option("--at", default="all", show_default=True, help="Cut-off of mAP: all or a number.")
+@click.option("--legacy", multiple=True, help="Also as deephash_pytorch or orthohash counts.")
+@click.option("--bootstrap", type=int, default=1000, show_default=True, help="Resamples; 0: none.")
+@click.option("--engine", default="auto", show_default=True, help="auto, numba, numpy or torch.")
+@click.option("--threads", type=int, help="Default: all cores. Changes no number.")
+@click.option("--memory-limit", default="2GiB", show_default=True, help="Of the counting.")
+@click.option("-o", "--output", help=".npy: the average precision of each query.")
 @json_option
 def evaluate(
     query_codes: str,
     gallery_codes: str,
-    query_labels: str,
-    gallery_labels: str,
+    query_labels: str | None,
+    gallery_labels: str | None,
+    gnd: str | None,
     bits: int | None,
     at: str,
+    legacy: tuple[str, ...],
+    bootstrap: int,
+    engine: str,
+    threads: int | None,
+    memory_limit: str,
+    output: str | None,
     as_json: bool,
 ) -> None:
     """Score codes by Hamming ranking: exact, tie-aware mAP and the rest."""
-    from retrieval.evaluation import evaluate_files
+    path = check_output(output)
+    limit = parse_bytes(memory_limit, "--memory-limit")
+    scored: Score
+    if gnd is not None:
+        for option, value in (
+            ("--query-labels", query_labels),
+            ("--gallery-labels", gallery_labels),
+        ):
+            if value is not None:
+                raise InputError("--gnd says what is relevant; labels go without it", key=option)
+        if legacy or at != "all":
+            given = "--legacy" if legacy else "--at"
+            raise InputError("the landmarks' protocol has no such option", key=given)
+        from retrieval.landmarks import evaluate_landmark_files
 
-    try:
-        cutoff: int | str = int(at)
-    except ValueError:
-        cutoff = at
-    scored = evaluate_files(
-        query_codes, gallery_codes, query_labels, gallery_labels, bits=bits, at=cutoff
-    )
+        scored = evaluate_landmark_files(query_codes, gallery_codes, gnd, bits=bits)
+    else:
+        from retrieval.evaluation import evaluate_files
+
+        if query_labels is None or gallery_labels is None:
+            missing = "--query-labels" if query_labels is None else "--gallery-labels"
+            raise InputError("is needed; or --gnd for landmarks", key=missing)
+        scored = evaluate_files(
+            query_codes,
+            gallery_codes,
+            query_labels,
+            gallery_labels,
+            bits=bits,
+            at=_cut_off(at),
+            legacy=legacy,
+            bootstrap=bootstrap,
+            engine=engine,  # type: ignore[arg-type]
+            threads=threads if threads is not None else os.cpu_count() or 1,
+            memory_limit=limit,
+        )
+    if path is not None:
+        stream = io.BytesIO()
+        np.save(stream, scored.average_precision, allow_pickle=False)
+        write_atomic(path, stream.getvalue())
     found = scored.to_json()
     if as_json:
         echo_json(found)
         return
     body = [[k, f"{v:.6f}" if isinstance(v, float) else v] for k, v in _scalars(found)]
     click.echo(table(["metric", "value"], body))
+
+
+def _cut_off(at: str) -> int | str:
+    try:
+        return int(at)
+    except ValueError:
+        return at
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
+
+
+def parse_bytes(text: str, key: str) -> int:
+    """Return a size in bytes, as in ``512MiB``, ``2 GB`` or ``1000000``.
+
+    Raises:
+        InputError: not a number with one of the known units, or not above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size < 1:
+        raise InputError(
+            "a size is a number above 0 with MiB, GiB, MB, GB or nothing (bytes) after it",
+            key=key,
+            value=text,
+        )
+    return size
 
 
 def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:

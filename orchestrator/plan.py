@@ -37,7 +37,7 @@ SIDES: tuple[Side, Side] = ("query", "gallery")
 StageKind = Literal["centers", "gallery", "recording", "query", "joint", "metrics"]
 KINDS: tuple[StageKind, ...] = ("centers", "gallery", "recording", "query", "joint", "metrics")
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 """Raised whenever the evaluation's numbers may change."""
 
 CENTERS_VERSION = 1
@@ -449,7 +449,16 @@ class _Cell:
             "at": at,
             "inputs": scored,
         }
-        setup = {"dataset": self.given, "at": at, "bits": self.bits}
+        setup: dict[str, Any] = {
+            "dataset": self.given,
+            "at": at,
+            "bits": self.bits,
+            "threads": study.train.threads,
+        }
+        if study.evaluate.legacy:
+            legacy = {"legacy": sorted(study.evaluate.legacy)}
+            identity |= legacy
+            setup |= legacy
         by_values = [mode for mode in study.evaluate.retrieval if mode != "hamming"]
         if by_values:  # these rank in the method's output space
             values: dict[str, Any] = {

@@ -18,15 +18,23 @@ from orchestrator.store import StageStore
 
 _SCORES = (
     "map",
+    "map_ci_low",
+    "map_ci_high",
     "map_stable",
     "map_best",
     "map_worst",
     "map_symmetric",
+    "map_macro",
+    "ndcg",
+    "ramap",
     "p_at_hamming_2",
+    "empty_ball_rate",
 )
-_BY_VALUES = {
+_ASKED = {
     "map_cosine": "cosine of continuous codes",
     "map_asymmetric": "continuous query, binary gallery",
+    "map_deephash_pytorch": "as DeepHash-pytorch counts",
+    "map_orthohash": "as OrthoHash counts",
 }
 """Scores that a study may ask for; shown only then."""
 
@@ -66,10 +74,14 @@ def rows(plan: Plan, store: StageStore) -> list[dict[str, Any]]:
 
 
 def _asked(plan: Plan) -> list[str]:
-    """Return the scores by continuous codes that the study asks for."""
-    stages = plan.of_kind("metrics")
-    modes = {mode for stage in stages for mode in stage.setup.get("retrieval", ())}
-    return [name for name in _BY_VALUES if name.removeprefix("map_") in modes]
+    """Return the further scores that the study asks for."""
+    modes = {
+        mode
+        for stage in plan.of_kind("metrics")
+        for option in ("retrieval", "legacy")
+        for mode in stage.setup.get(option, ())
+    }
+    return [name for name in _ASKED if name.removeprefix("map_") in modes]
 
 
 def trial_failure(trial: Trial, store: StageStore) -> dict[str, Any] | None:
@@ -122,7 +134,7 @@ class Grid:
     def title(self) -> str:
         """What the table shows."""
         seeds = f", mean ± sd of {self.seeds} seeds" if self.seeds > 1 else ""
-        ranked = f" · {_BY_VALUES[self.score]}" if self.score in _BY_VALUES else ""
+        ranked = f" · {_ASKED[self.score]}" if self.score in _ASKED else ""
         return f"{self.dataset} · {self.pair} · mAP@{self.at}{ranked}{seeds}"
 
 

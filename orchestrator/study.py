@@ -82,6 +82,7 @@ class Training(_Strict):
 
 
 Retrieval = Literal["hamming", "cosine", "asymmetric"]
+Legacy = Literal["deephash_pytorch", "orthohash"]
 
 
 class Evaluation(_Strict):
@@ -93,10 +94,20 @@ class Evaluation(_Strict):
             is what ``map`` means; "cosine" of the continuous codes of both sides adds
             ``map_cosine``, "asymmetric", the continuous query against the binary gallery, adds
             ``map_asymmetric``.
+        legacy: public code bases whose mAP is computed too, by their conventions; adds
+            ``map_deephash_pytorch`` and ``map_orthohash``.
     """
 
     at: Literal["all"] | int | None = None
     retrieval: list[Retrieval] = Field(["hamming"], min_length=1)
+    legacy: list[Legacy] = []
+
+    @field_validator("legacy")
+    @classmethod
+    def _once(cls, value: list[Legacy]) -> list[Legacy]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not repeat a value")
+        return value
 
     @field_validator("retrieval")
     @classmethod

@@ -143,13 +143,11 @@ class DatasetIndex:
 
 
 class Score(Structural):
-    """What a dataset with its own ground truth says of a ranking.
+    """What is said of a ranking."""
 
-    Attributes:
-        average_precision: (Q,) of each query, NaN where a query has nothing to find.
-    """
-
-    average_precision: NDArray[np.float64]
+    @property
+    def average_precision(self) -> NDArray[np.float64]:
+        """(Q,) of each query, NaN where a query has nothing to find."""
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures, ``map`` first among them, as plain values."""

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli import cli, guarded
+from orchestrator.measure_commands import parse_bytes
 from orchestrator.store import StageStore
 
 STUDY = "study: mine\ndatasets: [digits]\npairs: [tiny]\nmethods: [csch]\nbits: [16]\n"
@@ -610,3 +611,68 @@ def test_a_reader_that_leaves_early_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def flat(arrays):
+    return [part for item in arrays.items() for part in item]
+
+
+@pytest.mark.parametrize("missing", ["--query-labels", "--gallery-labels"])
+def test_evaluate_needs_labels_or_a_ground_truth(refusal, arrays, missing):
+    given = {option: name for option, name in arrays.items() if option != missing}
+    assert refusal("evaluate", *flat(given)).startswith(f"{missing}: is needed; or --gnd")
+
+
+@pytest.mark.parametrize("engine", ["auto", "numba", "numpy", "torch"])
+def test_evaluate_gives_the_same_by_every_engine_and_number_of_threads(asymbench, arrays, engine):
+    given = [*flat(arrays), "--json"]
+    usual = asymbench("evaluate", *given)
+    options = ["--engine", engine, "--threads", "2", "--memory-limit", "64 MiB"]
+    assert asymbench("evaluate", *given, *options).out == usual.out
+
+
+def test_evaluate_counts_as_public_code_does_on_request(asymbench, arrays):
+    given = [*flat(arrays), "--json", "--legacy", "deephash_pytorch", "--legacy", "orthohash"]
+    found = json.loads(asymbench("evaluate", *given).out)
+    assert found["legacy"]["orthohash"] == pytest.approx(found["map_stable"], abs=1e-12)
+    assert set(found["legacy"]) == {"deephash_pytorch", "orthohash"}
+
+
+def test_evaluate_without_a_bootstrap_has_no_interval(asymbench, arrays):
+    with_one = json.loads(asymbench("evaluate", *flat(arrays), "--json").out)
+    assert with_one["map_ci_low"] <= with_one["map"] <= with_one["map_ci_high"]
+    without = json.loads(asymbench("evaluate", *flat(arrays), "--json", "--bootstrap", "0").out)
+    assert without["map_ci_low"] is without["map_ci_high"] is None
+
+
+def test_evaluate_writes_each_querys_average_precision(asymbench, arrays):
+    found = json.loads(asymbench("evaluate", *flat(arrays), "--json", "-o", "ap.npy").out)
+    scores = np.load("ap.npy", allow_pickle=False)
+    assert scores.shape == (5,)
+    assert scores.mean() == pytest.approx(found["map"], abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--legacy", "orthohsh"], "did you mean 'orthohash'"),
+        (["--engine", "nunpy"], "did you mean 'numpy'"),
+        (["--bootstrap", "3"], "--bootstrap: "),
+        (["--threads", "0"], "--threads: "),
+        (["--memory-limit", "2 apples"], "--memory-limit: a size is a number above 0"),
+        (["--memory-limit", "0"], "--memory-limit: a size is a number above 0"),
+        (["--memory-limit", "1"], "--memory-limit: "),
+        (["-o", "nowhere/ap.npy"], "--output: there is no such folder"),
+        (["--gnd", "gnd.pkl"], "--query-labels: --gnd says what is relevant"),
+    ],
+)
+def test_evaluate_refuses_wrong_options(refusal, arrays, options, message):
+    assert message in refusal("evaluate", *flat(arrays), *options)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5", 5), ("2GiB", 2**31), ("1.5 KiB", 1536), ("3mb", 3_000_000), ("7 B", 7)],
+)
+def test_sizes_may_have_units(text, size):
+    assert parse_bytes(text, "--memory-limit") == size
