@@ -290,7 +290,7 @@ def clean_paths(
 
 
 def _wrong_path(path: str) -> str | None:
-    if _CONTROL.search(path):
+    if not is_plain(path):
         return "has control characters"
     if "\\" in path:
         return "has a backslash; write '/' between folders"
@@ -316,7 +316,7 @@ def class_names(given: str | list[str] | None) -> list[str] | None:
         lines = read_text(path, lambda problem: DatasetError(problem, key="classes", value=given))
         names = [line.strip() for line in lines.rstrip().split("\n")]
     for place, name in enumerate(names, start=1):
-        if not name or _CONTROL.search(name):
+        if not name or not is_plain(name):
             raise DatasetError(
                 f"class name {place} is {shown(name)}, which is "
                 + ("empty" if not name else "no plain text"),
@@ -328,6 +328,11 @@ def class_names(given: str | list[str] | None) -> list[str] | None:
     if len(names) < 2:
         raise DatasetError(f"at least two classes are needed, found {names}", key="classes")
     return list(names)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text has no control characters, line ends among them."""
+    return not _CONTROL.search(text)
 
 
 def read_text(path: Path, refuse: Callable[[str], DatasetError]) -> str:
