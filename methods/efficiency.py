@@ -225,8 +225,10 @@ class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> object:
         computes = any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs)))
         views = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        name = str(func._overloadpacket).removeprefix("aten.")
         if func._overloadpacket not in flop_registry and computes and not views:
-            self.names.add(str(func._overloadpacket).removeprefix("aten."))
+            if name != "_unsafe_view":  # a view whose signature does not say so
+                self.names.add(name)
         return func(*args, **(kwargs or {}))
 
 

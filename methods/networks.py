@@ -387,9 +387,13 @@ def count_flops(network: nn.Module, size: int) -> int:
     training = network.training
     device = next(network.parameters()).device
     counter = FlopCounterMode(display=False)
+    # The counter has no formula for torch's fused inference kernels of attention.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), counter:
             network.eval()(torch.zeros(1, 3, size, size, device=device))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         network.train(training)
     return int(counter.get_total_flops())

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.codes import packed_width
-from retrieval.engines import EngineName, choose
+from retrieval.engines import choose
 from retrieval.engines.job import Job
 from retrieval.streams import generator
 
@@ -319,19 +319,13 @@ def random_codes(items: int, bits: int, purpose: str) -> NDArray[np.uint8]:
 
 
 def time_search(
-    items: int,
-    bits: int,
-    *,
-    k: int = 100,
-    queries: int = 100,
-    warmup: int = 3,
-    engine: EngineName = "auto",
+    items: int, bits: int, *, k: int = 100, queries: int = 100, warmup: int = 3
 ) -> SearchTiming:
     """Time the exact Hamming search of one query at a time in a gallery of random codes.
 
-    What is timed is one query of `retrieval.ranking.nearest`, for its k nearest items and for all
-    N, items at the same distance in gallery order. Laying the gallery out is done once, as in
-    service, and not timed.
+    What is timed is one query of `retrieval.ranking.nearest`, with the engine it would take, for
+    its k nearest items and for all N. Laying the gallery out is done once, not timed, as in
+    service.
 
     Args:
         items: N.
@@ -339,16 +333,12 @@ def time_search(
         k: how many items the top-k search returns; all of fewer.
         queries: timed queries.
         warmup: queries before them.
-        engine: as in `retrieval.ranking.nearest`.
-
-    Raises:
-        InputError: no such engine.
     """
     # Few distinct codes, taken in turn: the places of N items are kept for each of them.
     distinct = max(1, min(8, queries, _PLACES // items))
     codes = random_codes(distinct, bits, "queries")
     job = Job(codes, random_codes(items, bits, "gallery"), bits)
-    chosen = choose(engine, "cpu", queries * items)
+    chosen = choose("auto", "cpu", queries * items)
     made = chosen(job, "cpu")
 
     def time_nearest(count: int) -> Timing:
