@@ -212,6 +212,7 @@ def _datasets(
             dataset = open_dataset(given, home=home)
             dataset.identity()
             dataset.splits()
+            dataset.check_study(at=study.evaluate.at, legacy=study.evaluate.legacy)
             if not dataset.label.isprintable():
                 raise InputError("must be printable text", key="label", value=dataset.label)
         except InputError as error:

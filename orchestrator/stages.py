@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from methods.networks import HashNetwork
     from methods.training import EpochReport, Learner, Trainer, TrainingData
+    from retrieval.datasets.base import Score
 
 Report = Callable[[dict[str, Any]], None]
 """Called after each epoch (and now and then while encoding) with progress for the driver."""
@@ -205,7 +206,7 @@ class _Runner:
         """Return the dataset's views at ``size`` pixels."""
         augmentation = Augmentation(**self.setup.get("augmentation") or {})
         seed = int(self.setup["seed"])
-        return Views(self.dataset.images().array, size, augmentation, seed, device=self.device)
+        return Views(self.dataset.images(), size, augmentation, seed, device=self.device)
 
     def data(self) -> TrainingData:
         from methods.training import TrainingData
@@ -587,19 +588,13 @@ class _Runner:
 
     def metrics(self) -> Outcome:
         """Score the test queries, once."""
-        from retrieval.metrics import evaluate, expected_map
-
         inputs = self.work.inputs
         query_stage = inputs.get("joint") or inputs["query"]
         gallery_stage = inputs.get("joint") or inputs["gallery"]
         query_codes = np.load(self.store.read(query_stage, "query_codes.npy"))
         gallery_codes = np.load(self.store.read(gallery_stage, "gallery_codes.npy"))
         both = np.load(self.store.read(gallery_stage, "gallery_network_query_codes.npy"))
-        splits, labels = self.dataset.splits(), self.dataset.index().labels
-        truth = (labels[splits.query], labels[splits.gallery])
-        bits, at = int(self.setup["bits"]), self.setup["at"]
-        scored = evaluate(query_codes, gallery_codes, *truth, bits=bits, at=at)
-        symmetric = expected_map(both, gallery_codes, *truth, bits=bits, at=at)
+        scored, symmetric = self._scores(query_codes, both, gallery_codes)
         evaluation = scored.to_json()
         write_json(self.folder / "evaluation.json", evaluation)
         self.save("average_precision.npy", scored.average_precision)
@@ -613,11 +608,32 @@ class _Runner:
         )
         return Outcome(result={**result, "map_symmetric": symmetric, **by_values})
 
+    def _scores(
+        self,
+        query_codes: NDArray[np.uint8],
+        both: NDArray[np.uint8],
+        gallery_codes: NDArray[np.uint8],
+    ) -> tuple[Score, float]:
+        """Score codes of the query network, and return mAP of the gallery network's beside it.
+
+        A dataset with ground truth of its own scores them; otherwise labels tell who matches.
+        """
+        from retrieval.metrics import evaluate, expected_map
+
+        bits, at = int(self.setup["bits"]), self.setup["at"]
+        own = self.dataset.score(query_codes, gallery_codes, bits)
+        if own is not None:
+            symmetric = self.dataset.score(both, gallery_codes, bits)
+            assert symmetric is not None
+            return own, float(symmetric.to_json()["map"])
+        splits, labels = self.dataset.splits(), self.dataset.index().labels
+        truth = (labels[splits.query], labels[splits.gallery])
+        scored = evaluate(query_codes, gallery_codes, *truth, bits=bits, at=at)
+        return scored, expected_map(both, gallery_codes, *truth, bits=bits, at=at)
+
     def _by_values(self, query_stage: str, gallery_stage: str) -> dict[str, float]:
         """Score rankings by continuous codes, in the output space that the method works in."""
         import torch
-
-        from retrieval.embeddings import expected_map_embeddings
 
         method = self.method(self.setup["params"])
 
@@ -628,18 +644,31 @@ class _Runner:
 
         query = embeddings(query_stage, "query_embeddings.npy")
         gallery = embeddings(gallery_stage, "gallery_embeddings.npy")
-        splits, labels = self.dataset.splits(), self.dataset.index().labels
         return {
-            f"map_{mode}": expected_map_embeddings(
-                query,
-                gallery,
-                labels[splits.query],
-                labels[splits.gallery],
-                at=self.setup["at"],
-                mode=mode,
-            )
+            f"map_{mode}": self._map_by_values(query, gallery, mode)
             for mode in self.setup["retrieval"]
         }
+
+    def _map_by_values(
+        self,
+        query: NDArray[np.float32],
+        gallery: NDArray[np.float32],
+        mode: Literal["cosine", "asymmetric"],
+    ) -> float:
+        from retrieval.embeddings import expected_map_embeddings
+
+        own = self.dataset.score_embeddings(query, gallery, mode)
+        if own is not None:
+            return own
+        splits, labels = self.dataset.splits(), self.dataset.index().labels
+        return expected_map_embeddings(
+            query,
+            gallery,
+            labels[splits.query],
+            labels[splits.gallery],
+            at=self.setup["at"],
+            mode=mode,
+        )
 
 
 def _sizes(network: HashNetwork, side: dict[str, Any]) -> dict[str, int]:

@@ -34,7 +34,7 @@ _OPTIONS = {
 }
 
 
-class _Codes(NamedTuple):
+class Codes(NamedTuple):
     """Codes of one file.
 
     Attributes:
@@ -88,19 +88,9 @@ def evaluate_files(
         InputError: a file is missing or no such array, two of them do not fit together, or
             an option is out of range; the error's key is the option.
     """
-    if bits is not None and not _is_count(bits):
-        raise InputError("a code length is a whole number of at least 1", key="--bits", value=bits)
     resolve_cutoff(at, 1, key="--at")
     modes = check_legacy(legacy, key="--legacy")
-    query = _load_codes(query_codes, QUERY_CODES, bits)
-    gallery = _load_codes(gallery_codes, GALLERY_CODES, bits)
-    if query.bits != gallery.bits:
-        raise InputError(
-            f"the gallery's codes have {gallery.bits} bits, the queries' {query.bits}; "
-            "both sides must be encoded to the same length",
-            key=GALLERY_CODES,
-            where=os.fspath(gallery_codes),
-        )
+    query, gallery = load_code_files(query_codes, gallery_codes, bits)
     labels = [
         _load_labels(query_labels, QUERY_LABELS, len(query.packed), QUERY_CODES),
         _load_labels(gallery_labels, GALLERY_LABELS, len(gallery.packed), GALLERY_CODES),
@@ -142,12 +132,36 @@ def evaluate_files(
     )
 
 
-def _outputs(codes: _Codes) -> NDArray[Any]:
+def _outputs(codes: Codes) -> NDArray[Any]:
     """Return (N, B) values whose signs are the codes, zeros included where the file has them."""
     return unpack(codes.packed, codes.bits) if codes.outputs is None else codes.outputs
 
 
-def _load_codes(path: str | os.PathLike[str], key: str, bits: int | None) -> _Codes:
+def load_code_files(
+    query_codes: str | os.PathLike[str],
+    gallery_codes: str | os.PathLike[str],
+    bits: int | None = None,
+) -> tuple[Codes, Codes]:
+    """Return the codes of two ``.npy`` files, as `evaluate_files` takes them.
+
+    Raises:
+        InputError: a file is missing or no such array, or the two have different lengths.
+    """
+    if bits is not None and not _is_count(bits):
+        raise InputError("a code length is a whole number of at least 1", key="--bits", value=bits)
+    query = _load_codes(query_codes, QUERY_CODES, bits)
+    gallery = _load_codes(gallery_codes, GALLERY_CODES, bits)
+    if query.bits != gallery.bits:
+        raise InputError(
+            f"the gallery's codes have {gallery.bits} bits, the queries' {query.bits}; "
+            "both sides must be encoded to the same length",
+            key=GALLERY_CODES,
+            where=os.fspath(gallery_codes),
+        )
+    return query, gallery
+
+
+def _load_codes(path: str | os.PathLike[str], key: str, bits: int | None) -> Codes:
     """Return the codes of a file."""
     where = os.fspath(path)
     codes = _load(path, key)
@@ -159,7 +173,7 @@ def _load_codes(path: str | os.PathLike[str], key: str, bits: int | None) -> _Co
         )
     _refuse_empty(codes, key, where)
     if codes.dtype == np.uint8:
-        return _Codes(*_check_packed(codes, bits, key, where), None)
+        return Codes(*_check_packed(codes, bits, key, where), None)
     if codes.dtype.kind not in "if":
         raise InputError(
             f"codes must be signed integers or floats, or uint8 when packed; got {codes.dtype}",
@@ -189,7 +203,7 @@ def _load_codes(path: str | os.PathLike[str], key: str, bits: int | None) -> _Co
             where=where,
             hint="write codes as -1 and +1 (2 * codes - 1), or packed: np.packbits(codes, axis=1)",
         )
-    return _Codes(pack(codes), width, codes)
+    return Codes(pack(codes), width, codes)
 
 
 def _check_packed(

@@ -419,6 +419,19 @@ class Dataset(ABC):
             **self.image_options(),
         }
 
+    def check_study(  # noqa: B027  few datasets refuse any
+        self, *, at: int | str | None, legacy: Sequence[str] = ()
+    ) -> None:
+        """Refuse a study that cannot be run on this dataset.
+
+        Args:
+            at: the study's cut-off of mAP; None where it leaves that to the protocol.
+            legacy: literature modes of mAP that the study asks for.
+
+        Raises:
+            DatasetError: says what is missing, or what has no meaning here.
+        """
+
     def image_options(self) -> dict[str, Any]:
         """Return the options that change stored pixels."""
         return {}
@@ -495,7 +508,7 @@ class Dataset(ABC):
 DATASETS: Registry[type[Dataset]] = Registry(
     "dataset",
     package="retrieval.datasets",
-    infrastructure={"base", "batches", "files"},
+    infrastructure={"base", "batches", "files", "gnd", "landmarks", "pickles"},
     group="asymbench.datasets",
 )
 
