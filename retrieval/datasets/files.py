@@ -194,11 +194,12 @@ def open_files(
         return _Folder(root, name, home, follow_links, key)
     if root.is_file() and zipfile.is_zipfile(root):
         return _Zip(root, name, home, key)
+    place = "its root" if key == "root" else f"the folder or zip of {key}"
     what = "is neither a folder nor a zip" if root.exists() else "does not exist"
     hint = (
         "unpack it first" if root.name.endswith((".tar", ".gz", ".tgz", ".7z", ".rar")) else None
     )
-    raise DatasetError(f"dataset {name!r}: its {key} {what}", key=key, value=str(root), hint=hint)
+    raise DatasetError(f"dataset {name!r}: {place} {what}", key=key, value=str(root), hint=hint)
 
 
 def is_settled(changed: int, read: int) -> bool:
