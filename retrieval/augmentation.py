@@ -4,14 +4,18 @@ Crop, resize and flip are one separable resampling with PIL's antialiased triang
 computed as a sum over filter taps of gathered rows times weights, with single additions and
 multiplications only. Each is rounded as IEEE 754 says, whatever the batch, the number of threads
 or the device, so that an image gives the same bits alone and in any batch. Batched matrix products
-would be as fast and promise nothing of the kind.
+would be as fast and promise nothing of the kind. On a CPU `retrieval.resampling` does the same
+sums in compiled code, with the same bits, once there is enough to do for loading it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,30 +86,118 @@ _FIXED = 1 << 20
 """Units of grey in fixed point, of which sums are exact in any order."""
 
 
+_WORTH_LOADING = 1 << 27
+"""Numbers in views made by torch, some 900 images of 224 pixels, before numba is loaded."""
+
+_TASK = 4
+"""Images that a thread makes views of at a time."""
+
+_SPARE = 2
+"""Arrays of a size that are kept to be used again, and no more."""
+
+Engine = Literal["auto", "numba", "torch"]
+
+
+class PixelSource(Protocol):
+    """Stored images that are read by rows, as `retrieval.images.ImageStore` is."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+
+    def read(
+        self, rows: NDArray[np.integer], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return (n, H, W, 3) uint8: ``out`` if it is given, else an array of its own."""
+
+
+@dataclass(frozen=True)
+class _Array:
+    """Images in an array, read like a store."""
+
+    array: NDArray[np.uint8]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def read(
+        self, rows: NDArray[np.integer], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        if out is None:
+            return np.ascontiguousarray(self.array[rows])
+        for place, row in enumerate(rows):
+            out[place] = self.array[row]
+        return out
+
+
+class _Buffers:
+    """Memory that is used again: touching fresh pages would cost as much as making the views.
+
+    An array that is lent comes back when nothing refers to it any more, be it through a tensor or
+    a view of one.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[bytearray]] = {}
+
+    def lend(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """Return an array with anything in it."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        free = self._free.setdefault(size, [])
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = bytearray(size)
+        # Views of this array refer to it, since its memory belongs to no array.
+        lent: NDArray[Any] = np.ndarray(shape, dtype, buffer=memory)
+        weakref.finalize(lent, _take_back, free, memory).atexit = False
+        return lent
+
+
+def _take_back(free: list[bytearray], memory: bytearray) -> None:
+    if len(free) < _SPARE:
+        free.append(memory)
+
+
 class Views:
     """Training and evaluation views of stored images.
 
+    Only the rows of a batch are read: what is in memory does not grow with the store.
+
     Args:
-        array: (N, H, W, 3) uint8, the image store.
+        images: the image store, or an array (N, H, W, 3) uint8.
         size: side of a view, in pixels.
         augmentation: how training views vary.
         seed: the trial's seed.
         device: where views are made.
+        engine: what makes them on a CPU: "torch"; "numba", which is faster; "auto" is torch for
+            the first images and then numba where it can be imported. The bits are the same.
+
+    Raises:
+        ValueError: there is no such engine.
     """
 
     def __init__(
         self,
-        array: NDArray[np.uint8],
+        images: NDArray[np.uint8] | PixelSource,
         size: int,
         augmentation: Augmentation,
         seed: int,
         device: str = "cpu",
+        engine: Engine = "auto",
     ) -> None:
-        self.array = array
+        if engine not in get_args(Engine):
+            known = ", ".join(get_args(Engine))
+            raise ValueError(f"engine must be one of {known}, got {engine!r}")
+        self.images: PixelSource = _Array(images) if isinstance(images, np.ndarray) else images
         self.size = size
         self.augmentation = augmentation
         self.seed = seed
         self.device = device
+        self.engine = engine
+        self._made = 0
+        self._buffers = _Buffers()
         self._filters: dict[int, _Filter] = {}
 
     def train(self, rows: NDArray[np.int64], epoch: int) -> Tensor:
@@ -127,7 +219,7 @@ class Views:
             (1 + strength * (2 * draws[:, column] - 1)).astype(np.float32) if strength else None
             for column, strength in enumerate(strengths, start=1)
         ]
-        return self._make(rows, self._boxes(draws), flip, factors)
+        return self._make(rows, np.stack(self._boxes(draws), axis=1), flip, factors)
 
     def eval(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the whole images, resized with antialiasing.
@@ -140,44 +232,124 @@ class Views:
             centre.
         """
         n = len(rows)
-        h, w = self.array.shape[1:3]
+        h, w = self.images.shape[1:3]
         side = min(h, w)
-        box = [np.full(n, value) for value in ((h - side) // 2, (w - side) // 2, side, side)]
-        return self._make(rows, box, np.zeros(n, dtype=bool), [None, None, None])
+        boxes = np.tile(np.array([(h - side) // 2, (w - side) // 2, side, side], np.int64), (n, 1))
+        return self._make(rows, boxes, np.zeros(n, dtype=bool), [None, None, None])
 
     def _make(
         self,
         rows: NDArray[np.int64],
-        boxes: Sequence[NDArray[np.int64]],
+        boxes: NDArray[np.int64],
         flip: NDArray[np.bool_],
         factors: Sequence[NDArray[np.float32] | None],
     ) -> Tensor:
         import torch
 
-        top, left, height, width = boxes
-        h, w = self.array.shape[1:3]
         rows = np.asarray(rows)
+        shape = (len(rows), 3, self.size, self.size)
+        kernel = self._kernel()
+        self._made += math.prod(shape)
+        if kernel is None:
+            views = torch.empty(shape, device=self.device)
+            self._by_torch(rows, boxes, flip, factors, views)
+            return views
+        made = self._buffers.lend(shape, np.float32)
+        self._by_numba(kernel, rows, boxes, flip, factors, made)
+        return torch.from_numpy(made)
+
+    def _kernel(self) -> Callable[..., None] | None:
+        """Return the compiled kernel where it is to be used now."""
+        if self.device != "cpu" or self.engine == "torch":
+            return None
+        if self.engine == "auto" and self._made < _WORTH_LOADING:
+            return None
+        try:
+            from retrieval.resampling import make_views
+        except ImportError:
+            if self.engine == "numba":
+                raise
+            self.engine = "torch"
+            return None
+        kernel: Callable[..., None] = make_views
+        return kernel
+
+    def _by_torch(
+        self,
+        rows: NDArray[np.int64],
+        boxes: NDArray[np.int64],
+        flip: NDArray[np.bool_],
+        factors: Sequence[NDArray[np.float32] | None],
+        views: Tensor,
+    ) -> None:
+        import torch
+
+        top, left, height, width = boxes.T
+        h, w = self.images.shape[1:3]
         down = self._taps(top, height, h, np.zeros_like(flip))
         across = self._taps(left, width, w, flip)
-        views = torch.empty((len(rows), 3, self.size, self.size), device=self.device)
         # The bits do not depend on how many images are worked on at once, only the speed does.
         largest = 3 * self.size * max(w, self.size)
         step = max(1, _AT_ONCE // largest) if views.device.type == "cpu" else max(1, len(rows))
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
-            pixels = torch.from_numpy(np.ascontiguousarray(self.array[rows[part]]))
+            pixels = torch.from_numpy(self.images.read(rows[part]))
             made = _resample(pixels.to(self.device), down.of(part), across.of(part))
             scaled = [
                 None if f is None else torch.from_numpy(f[part]).to(self.device).view(-1, 1, 1, 1)
                 for f in factors
             ]
             views[part] = _jitter(made, *scaled)
-        return views
+
+    def _by_numba(
+        self,
+        kernel: Callable[..., None],
+        rows: NDArray[np.int64],
+        boxes: NDArray[np.int64],
+        flip: NDArray[np.bool_],
+        factors: Sequence[NDArray[np.float32] | None],
+        views: NDArray[np.float32],
+    ) -> None:
+        """Make views a few images at a time, in as many threads as torch has."""
+        import torch
+
+        h, w = self.images.shape[1:3]
+        down, across = self._filter(h), self._filter(w)
+        given = np.array([f is not None for f in factors])
+        none = np.zeros(len(rows), dtype=np.float32)
+        scales = np.stack([none if f is None else f for f in factors], axis=1)
+
+        def work(first: int) -> None:
+            part = slice(first, first + _TASK)
+            some = rows[part]
+            pixels = self._buffers.lend((len(some), *self.images.shape[1:]), np.uint8)
+            kernel(
+                self.images.read(some, pixels),
+                boxes[part],
+                flip[part],
+                down.first,
+                down.scaled,
+                across.first,
+                across.weights,
+                scales[part],
+                given,
+                views[part],
+            )
+
+        tasks = range(0, len(rows), _TASK)
+        threads = min(torch.get_num_threads(), len(tasks))
+        if threads <= 1:
+            for first in tasks:
+                work(first)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(work, tasks):
+                pass
 
     def _boxes(self, draws: NDArray[np.float64]) -> list[NDArray[np.int64]]:
         """Return top, left, height and width of each image's box, in pixels of the store."""
         options, n = self.augmentation, len(draws)
-        h, w = self.array.shape[1:3]
+        h, w = self.images.shape[1:3]
         if options.crop == "random_resized":
             height, width = self._shapes(draws[:, _DRAWS:])
             return [_below(draws[:, 4], h - height), _below(draws[:, 5], w - width), height, width]
@@ -194,7 +366,7 @@ class Views:
         Where none fits it is the largest box of the nearest shape that is allowed.
         """
         options = self.augmentation
-        h, w = self.array.shape[1:3]
+        h, w = self.images.shape[1:3]
         low, high = options.scale
         area = (low + (high - low) * draws[:, 0::2]) * h * w
         narrow, wide = np.log(options.ratio[0]), np.log(options.ratio[1])
@@ -210,6 +382,11 @@ class Views:
         none = ~fits.any(axis=1)
         return np.where(none, fallback[0], height), np.where(none, fallback[1], width)
 
+    def _filter(self, side: int) -> _Filter:
+        if side not in self._filters:
+            self._filters[side] = _Filter.of(side, self.size)
+        return self._filters[side]
+
     def _taps(
         self,
         start: NDArray[np.int64],
@@ -218,9 +395,7 @@ class Views:
         flip: NDArray[np.bool_],
     ) -> _Taps:
         """Return which stored pixels make each output pixel along one side, and their weights."""
-        if side not in self._filters:
-            self._filters[side] = _Filter.of(side, self.size)
-        table = self._filters[side]
+        table = self._filter(side)
         used = int(table.taps[length].max()) if len(length) else 1
         places = table.first[length][:, :, None] + np.arange(used)
         # Outside of the box the weight is zero; outside of the image its edge is repeated.
@@ -246,11 +421,13 @@ class _Filter:
     Attributes:
         first: (side + 1, size) first pixel of the box that output pixel i reads.
         weights: (side + 1, size, T) float32, zero from the box's last pixel on.
+        scaled: the same for stored pixels, which are in units of 1 / 255.
         taps: (side + 1,) number of weights in use.
     """
 
     first: NDArray[np.int64]
     weights: NDArray[np.float32]
+    scaled: NDArray[np.float32]
     taps: NDArray[np.int64]
 
     @classmethod
@@ -268,7 +445,8 @@ class _Filter:
         weights /= weights.sum(axis=2, keepdims=True)
         used: NDArray[np.bool_] = np.any(weights > 0, axis=1)
         taps = reach - np.argmax(used[:, ::-1], axis=1)
-        return cls(first, weights.astype(np.float32), taps.astype(np.int64))
+        single = weights.astype(np.float32)
+        return cls(first, single, single * np.float32(1 / 255), taps.astype(np.int64))
 
 
 @dataclass(frozen=True)

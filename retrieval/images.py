@@ -77,14 +77,17 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self.array)
 
-    def read(self, rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+    def read(
+        self, rows: NDArray[np.integer], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """Return the pixels of some images, without mapping the store into memory.
 
         Args:
             rows: (n,) rows of the store, in any order.
+            out: (n, S, S, 3) uint8, where to put them; a new array by default.
 
         Returns:
-            (n, S, S, 3) uint8, an array of its own.
+            (n, S, S, 3) uint8, ``out`` if it is given.
 
         Raises:
             IndexError: there is no such row.
@@ -93,9 +96,9 @@ class ImageStore:
         rows = rows.astype(np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows must be in [0, {len(self)}), got {rows.min()}..{rows.max()}")
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8) if out is None else out
         if not isinstance(self.array, np.memmap) or self.array.nbytes <= _MAPPED:
-            return np.asarray(self.array[rows])
-        pixels = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+            return np.take(self.array, rows, axis=0, out=pixels, mode="clip")
         path = self.folder / PIXELS
         image = pixels[:1].nbytes
         with path.open("rb", buffering=0) as stream:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torchvision.transforms.v2 import functional as reference
 
+from retrieval import augmentation as module
 from retrieval import streams
 from retrieval.augmentation import Augmentation, Views
+from retrieval.images import open_images
 from retrieval.validation import explain_validation
 
 PLAIN = {"flip": False, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
@@ -145,10 +153,11 @@ OPTIONS = [
 
 @pytest.mark.parametrize("augmentation", OPTIONS)
 @pytest.mark.parametrize(("side", "size"), [(32, 64), (32, 20)])
+@pytest.mark.parametrize("engine", ["torch", "numba"])
 def test_an_image_gives_the_same_bits_alone_in_any_batch_and_with_any_threads(
-    augmentation, side, size
+    augmentation, side, size, engine
 ):
-    views = Views(pixels(70, side), size, augmentation, seed=4)
+    views = Views(pixels(70, side), size, augmentation, seed=4, engine=engine)
     rows = np.random.default_rng(0).permutation(70)
     threads = torch.get_num_threads()
     try:
@@ -167,7 +176,7 @@ def test_an_image_gives_the_same_bits_alone_in_any_batch_and_with_any_threads(
     assert together.max() <= 1
     varies = augmentation != UNVARIED
     assert torch.equal(together, views.train(rows, epoch=8)) != varies
-    other = Views(pixels(70, side), size, augmentation, seed=5).train(rows, epoch=7)
+    other = Views(pixels(70, side), size, augmentation, seed=5, engine=engine).train(rows, epoch=7)
     assert torch.equal(together, other) != varies
 
 
@@ -186,6 +195,108 @@ def test_one_large_view_has_the_same_bits_with_any_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(together, alone) for alone in made)
+
+
+@st.composite
+def augmentations(draw):
+    low = draw(st.floats(0.01, 1.0))
+    narrow = draw(st.floats(0.2, 2.0))
+    strength = st.sampled_from([0.0, 0.05, 0.5, 1.0])
+    return Augmentation(
+        crop=draw(st.sampled_from(["none", "random_resized", "random"])),
+        scale=(low, draw(st.floats(low, 1.0))),
+        ratio=(narrow, draw(st.floats(narrow, 4.0))),
+        padding=draw(st.floats(0.0, 1.0)),
+        flip=draw(st.booleans()),
+        brightness=draw(strength),
+        contrast=draw(strength),
+        saturation=draw(strength),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    augmentation=augmentations(),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_compiled_views_have_the_bits_of_torchs(augmentation, height, width, size, seed):
+    array = np.random.default_rng(seed).integers(0, 256, (7, height, width, 3), dtype=np.uint8)
+    rows = np.array([5, 0, 0, 6, 3])
+    made = []
+    for engine in ("torch", "numba"):
+        views = Views(array, size, augmentation, seed, engine=engine)
+        made.append([views.train(rows, 2), views.eval(rows)])
+    for one, other in zip(*made, strict=True):
+        assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def test_black_and_white_images_have_the_same_bits_compiled():
+    array = np.zeros((3, 20, 20, 3), dtype=np.uint8)
+    array[1], array[2] = 255, np.arange(20)[:, None, None] * 13
+    for augmentation in OPTIONS:
+        made = [
+            Views(array, 30, augmentation, 1, engine=engine).train(np.arange(3), 0)
+            for engine in ("torch", "numba")
+        ]
+        assert made[0].numpy().tobytes() == made[1].numpy().tobytes()
+
+
+def test_an_unknown_engine_makes_no_views():
+    with pytest.raises(ValueError, match="engine must be one of auto, numba, torch, got 'nunba'"):
+        Views(pixels(2, 8), 8, UNVARIED, 0, engine="nunba")
+
+
+def test_the_compiled_engine_is_loaded_when_there_is_enough_to_do(monkeypatch):
+    monkeypatch.setattr(module, "_WORTH_LOADING", 3 * 16 * 16 * 4)
+    array = pixels(4, 8)
+    views = Views(array, 16, Augmentation(), seed=0)
+    by_torch = []
+    original = views._by_torch
+    monkeypatch.setattr(views, "_by_torch", lambda *a: (by_torch.append(1), original(*a)))
+    made = [views.train(np.arange(4), 0) for _ in range(3)]
+    assert by_torch == [1]
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+def test_without_numba_torch_makes_all_views(monkeypatch):
+    monkeypatch.setitem(sys.modules, "retrieval.resampling", None)
+    monkeypatch.setattr(module, "_WORTH_LOADING", 0)
+    array = pixels(4, 8)
+    auto = Views(array, 16, Augmentation(), seed=0).train(np.arange(4), 0)
+    assert torch.equal(
+        auto, Views(array, 16, Augmentation(), 0, engine="torch").train(np.arange(4), 0)
+    )
+    with pytest.raises(ImportError):
+        Views(array, 16, Augmentation(), 0, engine="numba").train(np.arange(4), 0)
+
+
+@pytest.mark.parametrize("kept", ["tensor", "part of a tensor", "array", "part of an array"])
+def test_views_that_are_kept_are_never_written_to_again(kept):
+    keep = {
+        "tensor": lambda made: made,
+        "part of a tensor": lambda made: made[1:, 0].detach(),
+        "array": lambda made: made.numpy(),
+        "part of an array": lambda made: made.numpy()[1:, 0],
+    }[kept]
+    views = Views(pixels(8, 16), 16, Augmentation(crop="random"), seed=0, engine="numba")
+    rows = np.arange(8)
+    held = [keep(views.train(rows, epoch)) for epoch in range(6)]
+    fresh = [Views(pixels(8, 16), 16, Augmentation(crop="random"), 0, engine="torch") for _ in "x"]
+    for epoch, one in enumerate(held):
+        expected = keep(fresh[0].train(rows, epoch))
+        assert np.array_equal(np.asarray(one), np.asarray(expected))
+        for later in held[epoch + 1 :]:
+            assert not np.shares_memory(np.asarray(one), np.asarray(later))
+
+
+def test_memory_of_views_that_nobody_keeps_is_used_again():
+    views = Views(pixels(8, 16), 16, Augmentation(), seed=0, engine="numba")
+    places = {views.eval(np.arange(8)).data_ptr() for _ in range(10)}
+    assert len(places) <= 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -231,3 +342,96 @@ def test_a_wrong_option_is_explained(given, part):
 
 def test_lists_stand_for_pairs():
     assert Augmentation(scale=[0.3, 1]).scale == (0.3, 1.0)
+
+
+# ---- a store larger than memory --------------------------------------------------------------
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from torch import nn
+from methods.training import encode
+from retrieval.augmentation import Augmentation, Views
+from retrieval.images import open_images
+
+folder, chunk = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+n = 5000
+def never():
+    raise AssertionError("the store is there")
+store = open_images(folder, never, keys=[f"k{i}" for i in range(n)], labels=np.zeros(n, np.int64),
+                    classes=["a"], fingerprint="f", store_size=160)
+assert store.array.nbytes > 360 << 20, store.array.nbytes
+
+def resident():
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+class Grey(nn.Module):
+    def forward(self, views):
+        peak[0] = max(peak[0], resident())
+        return views.mean(dim=(2, 3))
+
+peak = [0]
+views = Views(store, 64, Augmentation(), seed=0)
+encode(Grey(), views, np.arange(chunk), batch_size=chunk)
+views.train(np.arange(chunk), 0)
+views = Views(store, 64, Augmentation(), seed=0, engine=sys.argv[3])
+encode(Grey(), views, np.arange(chunk), batch_size=chunk)
+before, peak = resident(), [0]
+codes = encode(Grey(), views, np.arange(n), batch_size=chunk)
+for first in range(0, n, 3 * chunk):  # in any order, as training does
+    views.train(np.random.default_rng(first).integers(0, n, chunk), 0)
+    peak[0] = max(peak[0], resident())
+np.save(folder / f"codes-{chunk}-{sys.argv[3]}.npy", codes)
+print(peak[0] - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large_store(tmp_path_factory):
+    """5,000 images of 160 pixels, 384 MB: each a brightness of its own, with some noise."""
+    noise = np.random.default_rng(0).integers(0, 6, (160, 160, 3), dtype=np.uint8)
+    n = 5000
+
+    class Opened:
+        def __enter__(self):
+            return lambda number: noise + np.uint8(number % 250)
+
+        def __exit__(self, *exception):
+            return None
+
+    folder = tmp_path_factory.mktemp("large") / "x"
+    open_images(
+        folder,
+        Opened,
+        keys=[f"k{i}" for i in range(n)],
+        labels=np.zeros(n, np.int64),
+        classes=["a"],
+        fingerprint="f",
+        store_size=160,
+        workers=0,
+    )
+    yield folder
+    (folder / "images.npy").unlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_store_larger_than_memory_is_encoded_and_trained_on_batch_by_batch(large_store):
+    codes = []
+    for chunk, engine in ((50, "numba"), (173, "torch")):
+        ran = subprocess.run(
+            [sys.executable, "-c", LARGE, str(large_store), str(chunk), engine],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert int(ran.stdout) < 64 << 20
+        codes.append(np.load(large_store / f"codes-{chunk}-{engine}.npy"))
+    assert np.array_equal(*codes)
+    # Brightness goes round every 250 images.
+    assert np.array_equal(codes[0][:2500], codes[0][2500:])
+    assert len(np.unique(codes[0][:, 0])) == 250
