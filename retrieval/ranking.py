@@ -372,8 +372,9 @@ def _plan(
     threads = min(threads, max(1, -(-queries // wanted)) if chunk else max(queries, 1))
     threads = max(1, min(threads, (limit - fixed) // one))
     fitting = ((limit - fixed) // threads - cost.worker) // max(cost.query, 1)
-    # Chunks of about one size, and one for each thread at least.
-    return _Plan(max(1, min(wanted, fitting, -(-queries // threads))), threads)
+    # Several chunks for each thread: the threads of a busy machine are not equally fast.
+    share = -(-queries // (4 * threads)) if threads > 1 and chunk is None else wanted
+    return _Plan(max(1, min(wanted, fitting, share)), threads)
 
 
 def _run(work: Callable[[slice], None], queries: int, plan: _Plan) -> None:
@@ -413,13 +414,13 @@ def _check_gains(relevance: Relevance) -> None:
     """Refuse labels with which a sum of gains might not fit.
 
     Raises:
-        InputError: N items that share G labels have gains beyond 2^63.
+        InputError: see `Relevance.gains_fit`.
     """
-    shared = min(relevance.most, relevance.gallery_most)
-    if relevance.gallery * (2**shared - 1) >= 2**63:
+    if not relevance.gains_fit:
+        shared = min(relevance.most, relevance.gallery_most)
         raise InputError(
-            f"{relevance.gallery} items that may share {shared} labels have gains 2^g - 1 whose "
-            "sum exceeds 64 bits",
+            f"{relevance.gallery} items that may share {shared} labels could have gains 2^g - 1 "
+            "that add up to 2^62 or more",
             key="graded",
             value=True,
         )

@@ -31,13 +31,11 @@ class Relevance:
         queries: Q.
         gallery: N.
         multi_hot: whether labels are multi-hot.
-        most: most labels of any query; 1 for integers.
+        most: most labels of any query, and ``gallery_most`` of any item; 1 for integers.
         query_ids: (Q,) class numbers; empty if multi-hot.
         gallery_ids: (N,) class numbers, of the type of ``query_ids``; empty if multi-hot.
         query_bytes: (Q, ceil(classes / 8)) uint8; empty unless multi-hot.
         gallery_bytes: (ceil(classes / 8), N) uint8; empty unless multi-hot.
-        query_counts: (Q,) labels of each query, and ``gallery_most`` the most of any item; of
-            integers 1 each.
 
     Raises:
         ValueError: the two are of different kinds, or differ in C.
@@ -69,6 +67,11 @@ class Relevance:
             self._of_classes(query, gallery)
 
     @property
+    def gains_fit(self) -> bool:
+        """Whether the gains ``2^g - 1`` of all items surely add up to less than 2^62."""
+        return self.gallery * ((1 << min(self.most, self.gallery_most)) - 1) < 2**62
+
+    @property
     def nbytes(self) -> int:
         """Memory of the tables in bytes."""
         tables = (self.query_ids, self.gallery_ids, self.query_bytes, self.gallery_bytes)
@@ -85,8 +88,8 @@ class Relevance:
                 common |= self.gallery_bytes[column] & query[column]
             np.not_equal(common, 0, out=row)
 
-    def fill_shared(self, rows: slice, out: NDArray[np.uint16]) -> None:
-        """Write the number of labels shared with the queries ``rows`` into ``out``, (q, N)."""
+    def fill_shared(self, rows: slice, out: NDArray[np.uint8]) -> None:
+        """Write the labels shared with the queries ``rows``, at most 255, into ``out``, (q, N)."""
         if not self.multi_hot:
             out[:] = self.query_ids[rows, None] == self.gallery_ids
             return
@@ -112,8 +115,6 @@ class Relevance:
         self.gallery_ids = places
 
     def _of_sets(self, query: NDArray[np.generic], gallery: NDArray[np.generic]) -> None:
-        if query.shape[1] >= 2**16:
-            raise ValueError(f"multi-hot labels of at most 65535 classes, got {query.shape[1]}")
         hot = query != 0
         self.most = int(hot.sum(axis=1).max(initial=0))
         self.gallery_most = 0
@@ -189,6 +190,12 @@ class Cost(NamedTuple):
     worker: int
     query: int
     chunk: int
+
+
+def gain_of(shared: Ints) -> Ints:
+    """Return ``2^g - 1``; more than 62 shared labels do not occur, see `Relevance.gains_fit`."""
+    gains: Ints = (np.int64(1) << np.minimum(shared, 62)) - 1
+    return gains
 
 
 def fraction_bits(hits: Ints) -> NDArray[np.int32]:

@@ -171,7 +171,7 @@ def _add_grades(distances, shared, size, near, gains, grades):  # type: ignore[n
 
 
 @_jit
-def _hits_within(cells, records, kept, n, r, length, cutoff):  # type: ignore[no-untyped-def]
+def _hits_within(cells, records, starts, kept, n, r, cutoff):  # type: ignore[no-untyped-def]
     """Return the relevant items within the top ``cutoff``, ties in gallery order."""
     before = hits = np.int64(0)
     reach = 0
@@ -189,7 +189,7 @@ def _hits_within(cells, records, kept, n, r, length, cutoff):  # type: ignore[no
             left -= items
             hits += np.int64(cells[s, reach] >> _HIT)
             continue
-        for j in range(s * length, s * length + kept[s]):
+        for j in range(starts[s], starts[s] + kept[s]):
             tied = np.int64(records[j] & _DISTANCE) == reach
             hits += tied and np.int64((records[j] >> _ITEM) & _FIELD) < left
         break
@@ -197,7 +197,7 @@ def _hits_within(cells, records, kept, n, r, length, cutoff):  # type: ignore[no
 
 
 @_jit
-def _sum_precisions(cells, records, kept, n, r, length, cutoff, scale):  # type: ignore[no-untyped-def]
+def _sum_precisions(cells, records, starts, kept, n, r, cutoff, scale):  # type: ignore[no-untyped-def]
     """Return the sum of ``rint(h / rank * scale)`` over the hits h of rank <= ``cutoff``."""
     items_before, hits_before = np.empty_like(n), np.empty_like(r)
     items = hits = 1
@@ -207,7 +207,7 @@ def _sum_precisions(cells, records, kept, n, r, length, cutoff, scale):  # type:
         hits += r[d]
     total = np.int64(0)
     for s in range(len(kept)):
-        for j in range(s * length, s * length + kept[s]):
+        for j in range(starts[s], starts[s] + kept[s]):
             found = records[j]
             d = found & _DISTANCE
             rank = items_before[d] + np.int64((found >> _ITEM) & _FIELD)
@@ -233,21 +233,21 @@ def _count(  # type: ignore[no-untyped-def]
     items, width = gallery.shape[1], n.shape[1]
     graded = grades.shape[1] > 0
     pairs = -(-items // (2 * segment))
-    length = items // (2 * pairs)
-    # Two segments a time, and one of what is left.
+    # Two segments of one length at a time, the last two shorter, and then an odd item.
     segments = 2 * pairs + 1
     cells = np.empty((segments, width), np.uint64)
     flat = cells.reshape(segments * width)
     records = np.empty(items, np.uint64)
-    kept = np.empty(segments, np.int64)
+    starts, kept = np.empty(segments, np.int64), np.empty(segments, np.int64)
     near = np.empty(2 * segment if graded else 0, np.uint16)
     for q in range(len(query)):
         for s in range(segments):
             for d in range(width):
                 cells[s, d] = d
         for pair in range(pairs + 1):
-            start = 2 * pair * length
-            size = 2 * length if pair < pairs else items - start
+            start = min(2 * pair * segment, items - items % 2)
+            length = min(segment, (items - start) // 2)
+            size = 2 * length if pair < pairs else items % 2
             _fill_distances(query[q], gallery, start, size, distances)
             if gallery_bytes.shape[1] == 0:
                 _fill_equal(query_ids[q], gallery_ids, start, size, relevant)
@@ -258,7 +258,9 @@ def _count(  # type: ignore[no-untyped-def]
                 _add_grades(distances, shared, size, near, gains[q], grades[q])
             else:
                 _fill_common(query_bytes[q], gallery_bytes, start, size, relevant)
+            starts[2 * pair] = start
             if pair < pairs:
+                starts[2 * pair + 1] = start + length
                 _count_segments(
                     distances, relevant, flat[2 * pair * width :], records[start:],
                     np.uint64(length), np.uint64(width), kept[2 * pair :],
@@ -274,13 +276,13 @@ def _count(  # type: ignore[no-untyped-def]
         if graded:
             grades[q, 0] = items - r[q].sum()
         if cutoff:
-            hits[q] = _hits_within(cells, records, kept, n[q], r[q], length, cutoff)
+            hits[q] = _hits_within(cells, records, starts, kept, n[q], r[q], cutoff)
             bits = 0
             while hits[q] >> bits:
                 bits += 1
             scale = np.float64(np.int64(1) << np.int64(min(fraction, 62 - bits)))
             precisions[q] = _sum_precisions(
-                cells, records, kept, n[q], r[q], length, cutoff, scale
+                cells, records, starts, kept, n[q], r[q], cutoff, scale
             )
 
 
@@ -347,7 +349,7 @@ class Engine:
         items = len(job.gallery)
         pairs = -(-items // (2 * SEGMENT))
         # Records, counters, and the distances and labels of two segments.
-        worker = 8 * items + 8 * (2 * pairs + 1) * (job.bits + 2) + 16 * (job.bits + 1)
+        worker = 8 * items + 8 * (2 * pairs + 1) * (job.bits + 3) + 16 * (job.bits + 1)
         return Cost(_shared(job), worker + 16 * SEGMENT + _OVERHEAD, 0, _chunk(items))
 
     @staticmethod
@@ -366,7 +368,7 @@ class Engine:
         _count(
             self._query[rows], self._gallery, given.query_ids[rows], given.gallery_ids,
             given.query_bytes[rows], given.gallery_bytes, np.empty(size, self._distance),
-            np.empty(size, np.uint8), np.empty(size if job.graded else 0, np.uint16), SEGMENT,
+            np.empty(size, np.uint8), np.empty(size if job.graded else 0, np.uint8), SEGMENT,
             job.cutoff, FRACTION, *(total[rows] for total in out),
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from retrieval.engines.job import (
     Totals,
     Unsigned,
     fraction_bits,
+    gain_of,
     smallest_unsigned,
     widen,
 )
@@ -34,7 +35,7 @@ class Engine:
         """Return the memory that `count` takes."""
         items, one = len(job.gallery), smallest_unsigned(job.bits).itemsize
         # XOR words, distances, their histogram key; shared labels or relevance.
-        query = items * (_word(job) + one + 1 + (2 if job.graded else 1))
+        query = items * (_word(job) + one + 2)
         # Of one query at a time: bincount's int64 copy, argsort's places and its buffer, ranks,
         # precisions.
         worker = items * (8 + 2 * one + (48 if job.cutoff else 0))
@@ -132,10 +133,10 @@ def _count_graded(
     distances: Unsigned, relevance: Relevance, rows: slice, out: Totals
 ) -> NDArray[np.bool_]:
     """Count by distance and shared labels at once; return the relevance, (q, N)."""
-    shared = np.empty(distances.shape, dtype=np.uint16)
+    shared = np.empty(distances.shape, dtype=np.uint8)
     relevance.fill_shared(rows, shared)
     grades = out.grades.shape[1]
-    gains = (np.int64(1) << np.arange(grades)) - 1 if grades <= 63 else _gains(grades)
+    gains = gain_of(np.arange(grades))
     for row, common, query in zip(distances, shared, range(rows.start, rows.stop), strict=True):
         key = row * np.int64(grades)
         key += common
@@ -146,13 +147,6 @@ def _count_graded(
         out.grades[query] = table.sum(axis=0)
     relevant: NDArray[np.bool_] = shared != 0
     return relevant
-
-
-def _gains(grades: int) -> Ints:
-    """``2^g - 1`` up to g = 62; more is never shared, or `retrieval.ranking` has refused it."""
-    gains = np.zeros(grades, dtype=np.int64)
-    gains[:63] = (np.int64(1) << np.arange(63)) - 1
-    return gains
 
 
 def _first(row: Unsigned, k: int, histogram: Ints) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrieval.engines.job import Cost, Ints, Job, Relevance, Totals, fraction_bits, widen
+from retrieval.engines.job import Cost, Ints, Job, Relevance, Totals, fraction_bits, gain_of, widen
 from retrieval.errors import InputError
 
 #: Working memory of one chunk of queries in bytes, on the processor and on other devices.
@@ -117,7 +117,7 @@ class _Labels:
         self._bytes = relevance.query_bytes
         if self._multi_hot:
             self._gallery = torch.from_numpy(relevance.gallery_bytes).to(device)
-            self._ones = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int16)
+            self._ones = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.uint8)
             self._ones = self._ones.to(device)
         else:
             self._query, self._gallery = (
@@ -126,11 +126,11 @@ class _Labels:
             )
 
     def shared(self, rows: slice, *, graded: bool) -> torch.Tensor:
-        """Labels shared with each item, (q, N) int16; bool where only the relevance is asked."""
+        """Labels shared with each item, (q, N) uint8; bool where only the relevance is asked."""
         if not self._multi_hot:
             return self._query[rows, None] == self._gallery
         queries = self._bytes[rows]
-        dtype = torch.int16 if graded else torch.bool
+        dtype = torch.uint8 if graded else torch.bool
         out = torch.zeros((len(queries), self._items), dtype=dtype, device=self._device)
         for row, query in zip(out, queries, strict=True):
             for column in np.flatnonzero(query).tolist():
@@ -175,9 +175,7 @@ def _write_table(table: NDArray[np.int64], rows: slice, out: Totals, *, graded: 
     out.n[rows] = table.sum(axis=2)
     out.r[rows] = out.n[rows] - table[:, :, 0]
     if graded:
-        # A gain of 63 labels and more does not occur: `retrieval.ranking` has refused it.
-        shared = np.minimum(np.arange(table.shape[2]), 62)
-        out.gains[rows] = table @ ((np.int64(1) << shared) - 1)
+        out.gains[rows] = table @ gain_of(np.arange(table.shape[2]))
         out.grades[rows] = table.sum(axis=1)
 
 

@@ -85,3 +85,49 @@ def _expected_sum(hits: int, places: int, first: Decimal, other: Decimal) -> Dec
 def hamming(a: Iterable[int], b: Iterable[int]) -> int:
     """Places in which two codes differ."""
     return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+def shared_labels(one: object, other: object) -> int:
+    """Labels in common: of two class numbers 0 or 1, of two multi-hot rows any number."""
+    if isinstance(one, list) and isinstance(other, list):
+        return sum(bool(a) and bool(b) for a, b in zip(one, other, strict=True))
+    return int(one == other)
+
+
+def count_by_loops(
+    query: Sequence[Sequence[int]],
+    gallery: Sequence[Sequence[int]],
+    query_labels: Sequence[object],
+    gallery_labels: Sequence[object],
+    k: int,
+) -> list[dict[str, list[int] | Fraction]]:
+    """What `retrieval.ranking.count` returns, for each query: n, r, gains, grades, stable.
+
+    Codes are rows of values, one a bit; grades reach up to the number of label columns.
+    """
+    results = []
+    for code, label in zip(query, query_labels, strict=True):
+        bits = len(code)
+        classes = len(label) if isinstance(label, list) else 1
+        n, r, gains = ([0] * (bits + 1) for _ in range(3))
+        grades = [0] * (classes + 1)
+        distances, hits = [], []
+        for other, other_label in zip(gallery, gallery_labels, strict=True):
+            distance = hamming(code, other)
+            shared = shared_labels(label, other_label)
+            n[distance] += 1
+            r[distance] += shared > 0
+            gains[distance] += 2**shared - 1
+            grades[shared] += 1
+            distances.append(distance)
+            hits.append(int(shared > 0))
+        stable = stable_average_precision(distances, hits, k)
+        results.append({"n": n, "r": r, "gains": gains, "grades": grades, "stable": stable})
+    return results
+
+
+def nearest_by_sorting(
+    code: Sequence[int], gallery: Sequence[Sequence[int]], k: int
+) -> list[tuple[int, int]]:
+    """Distance and place of the k nearest items, equal distances in gallery order."""
+    return sorted((hamming(code, other), i) for i, other in enumerate(gallery))[:k]
