@@ -112,7 +112,9 @@ def compare_study(
         key = (trial.dataset, trial.pair, str(trial.at), trial.bits)
         seeds = groups.setdefault(key, {}).setdefault(_label(trial), {})
         if store.is_done(trial.id):
-            seeds[trial.seed] = np.load(store.read(trial.id, "average_precision.npy"))
+            scores = np.load(store.read(trial.id, "average_precision.npy"))
+            # Queries to which a dataset's ground truth has no answer are the same in all trials.
+            seeds[trial.seed] = scores[~np.isnan(scores)]
     return [Table(*key, *_compared(methods, wanted, draws)) for key, methods in groups.items()]
 
 

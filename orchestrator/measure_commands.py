@@ -144,7 +144,8 @@ def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for name, value in found.items():
         if isinstance(value, dict):
-            flat += [(f"{name}[{k}]", v) for k, v in value.items() if not isinstance(v, list)]
+            inner = _scalars({f"[{k}]": v for k, v in value.items()})
+            flat += [(f"{name}{k}", v) for k, v in inner]
         elif not isinstance(value, list):
             flat.append((name, value))
     return flat

@@ -223,15 +223,17 @@ class Mirror:
         if not (folder / "trial.yaml").exists():
             write_atomic(folder / "trial.yaml", text.encode())
         curves = read_json(evaluation) or {}
-        if not (folder / "precision_recall.png").exists():
-            pr_curve_png([(trial.label, curves["pr_curve"])], folder / "precision_recall.png")
+        pictures = [folder / "precision_recall.png", folder / "precision_at_k.png"]
+        if "pr_curve" not in curves:  # ground truth of a dataset's own has scores of its own
+            pictures = []
+        elif not pictures[0].exists():
+            pr_curve_png([(trial.label, curves["pr_curve"])], pictures[0])
             precisions = {int(k): v for k, v in curves["precision_at_k"].items()}
-            precision_at_k_png([(trial.label, precisions)], folder / "precision_at_k.png")
+            precision_at_k_png([(trial.label, precisions)], pictures[1])
         gallery = self.store.folder(trial.stages.get("joint") or trial.stages["gallery"])
         return [
             (folder / "trial.yaml", ""),
-            (folder / "precision_recall.png", "curves"),
-            (folder / "precision_at_k.png", "curves"),
+            *((picture, "curves") for picture in pictures),
             (evaluation, "curves"),
             (self.store.folder(trained) / "weights.safetensors", "weights"),
             (self.store.folder(trained) / "query_codes.npy", "codes"),
