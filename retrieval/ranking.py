@@ -10,7 +10,7 @@ float is made of these here: neither engine, threads, device nor chunk can chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,11 +37,9 @@ from retrieval.errors import InputError
 __all__ = [
     "CHUNK_BYTES",
     "MEMORY_LIMIT",
-    "Block",
     "Counts",
     "Relevance",
     "Unsigned",
-    "blocks",
     "check_packed",
     "count",
     "count_block",
@@ -206,22 +204,6 @@ def nearest(
     return indices, distances
 
 
-class Block(NamedTuple):
-    """Some consecutive queries against the whole gallery, in gallery order.
-
-    The arrays are reused for the next block: copy what is to be kept.
-
-    Attributes:
-        rows: the queries.
-        distances: (q, N) Hamming distances in bits, the smallest unsigned type that holds B.
-        relevant: (q, N) bool, whether the item is relevant to the query.
-    """
-
-    rows: slice
-    distances: Unsigned
-    relevant: NDArray[np.bool_]
-
-
 def hamming_distances(
     query_packed: NDArray[np.uint8], gallery_packed: NDArray[np.uint8], bits: int
 ) -> Unsigned:
@@ -243,49 +225,6 @@ def hamming_distances(
     out = np.empty((len(query_packed), len(gallery_packed)), dtype=smallest_unsigned(bits))
     fill_distances(widen(query_packed), widen(gallery_packed), out)
     return out
-
-
-def blocks(
-    query_packed: NDArray[np.uint8],
-    gallery_packed: NDArray[np.uint8],
-    relevance: Relevance,
-    bits: int,
-    *,
-    chunk: int | None = None,
-) -> Iterator[Block]:
-    """Go through the queries in chunks.
-
-    Args:
-        query_packed: (Q, ceil(B / 8)) packed codes.
-        gallery_packed: (N, ceil(B / 8)) packed codes.
-        relevance: of the same Q queries and N items.
-        bits: B.
-        chunk: queries at a time; by default as many as `CHUNK_BYTES` allows, at least one.
-
-    Raises:
-        ValueError: an array is not packed codes of ``bits`` bits, or lengths disagree.
-    """
-    check_packed(query_packed, bits, "query codes")
-    check_packed(gallery_packed, bits, "gallery codes")
-    queries, items = len(query_packed), len(gallery_packed)
-    _check_lengths(relevance, queries, items)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least one query, got {chunk}")
-    query, gallery = widen(query_packed), widen(gallery_packed)
-    dtype = smallest_unsigned(bits)
-    if chunk is None:
-        # XOR words, distances, relevance, and a histogram key as wide as the distances or twice.
-        item = query.dtype.itemsize + 3 * np.dtype(dtype).itemsize + 1
-        chunk = max(1, CHUNK_BYTES // (item * max(items, 1)))
-    chunk = min(chunk, max(queries, 1))
-    distances = np.empty((chunk, items), dtype=dtype)
-    relevant = np.empty((chunk, items), dtype=np.bool_)
-    for start in range(0, queries, chunk):
-        rows = slice(start, min(start + chunk, queries))
-        size = rows.stop - rows.start
-        fill_distances(query[:, rows], gallery, distances[:size])
-        relevance.fill(rows, relevant[:size])
-        yield Block(rows, distances[:size], relevant[:size])
 
 
 def histograms(

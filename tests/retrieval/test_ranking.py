@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from retrieval import ranking
 from retrieval.codes import pack
+from retrieval.engines import numpy_engine
 from tests.oracles import ranking as oracle
 
 BITS = [1, 3, 8, 12, 16, 31, 32, 48, 64, 65, 127, 128, 130, 255, 256, 300]
@@ -80,20 +81,44 @@ def test_chunk_size_changes_no_byte_of_the_histograms(seed, chunk, bits, multi_h
     assert [a.tobytes() for a in one] == [a.tobytes() for a in other]
 
 
-def test_default_chunk_respects_the_memory_limit(monkeypatch):
+def test_default_chunks_of_numpy_respect_their_limit(monkeypatch):
     query, gallery, *labels = random_case(0, 10, 100, 64, 3, False)
     relevance = ranking.Relevance(*labels)
+    asked = []
+    fill = ranking.Relevance.fill
+
+    def record(self, rows, out):
+        asked.append(rows.stop - rows.start)
+        fill(self, rows, out)
+
+    monkeypatch.setattr(ranking.Relevance, "fill", record)
 
     def sizes():
-        found = ranking.blocks(pack(query), pack(gallery), relevance, 64)
-        return [block.rows.stop - block.rows.start for block in found]
+        asked.clear()
+        ranking.count(pack(query), pack(gallery), relevance, 64, engine="numpy")
+        return list(asked)
 
     assert sizes() == [10]
-    # 12 bytes an item: 8 of XOR, 1 distance, 1 relevance, 2 of histogram key at most.
-    monkeypatch.setattr(ranking, "CHUNK_BYTES", 3 * 100 * 12)
+    # 11 bytes an item: 8 of XOR, 1 distance, 1 relevance, 1 of shared labels.
+    monkeypatch.setattr(numpy_engine, "CHUNK_BYTES", 3 * 100 * 11)
     assert sizes() == [3, 3, 3, 1]
-    monkeypatch.setattr(ranking, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(numpy_engine, "CHUNK_BYTES", 1)
     assert sizes() == [1] * 10
+
+
+def test_labels_beyond_int64_are_refused():
+    # As int64, 2^64 - 1 would be -1.
+    with pytest.raises(ValueError, match=r"below 2\^63"):
+        ranking.Relevance(np.array([-1]), np.array([2**64 - 1], dtype=np.uint64))
+
+
+@pytest.mark.parametrize("classes", [2**16 - 1, 2**16])
+def test_more_classes_than_16_bits_hold_stay_apart(classes):
+    labels = np.arange(classes)
+    relevance = ranking.Relevance(labels, np.array([0, classes - 1, classes, -1]))
+    out = np.empty((classes, 4), dtype=np.bool_)
+    relevance.fill(slice(0, classes), out)
+    assert np.argwhere(out).tolist() == [[0, 0], [classes - 1, 1]]
 
 
 def test_relevance_of_integers_far_apart_is_equality_of_the_exact_value():
@@ -144,7 +169,7 @@ def test_has_padding_looks_at_the_unused_bits_only(bits, last, padded):
     assert ranking.has_padding(np.array([[0], [last]], np.uint8), bits) is padded
 
 
-def test_blocks_refuse_a_chunk_of_none_and_lengths_that_disagree():
+def test_a_chunk_of_none_and_lengths_that_disagree_are_refused():
     codes = np.zeros((3, 1), np.uint8)
     labels = np.zeros(3, int)
     with pytest.raises(ValueError, match="chunk: a whole number of at least 1"):
