@@ -43,28 +43,25 @@ def mean(values: Iterable[float] | Floats) -> float:
 
 
 def column_sums(values: Floats) -> list[float]:
-    """Return the correctly rounded sum of each column of finite values >= 0, as `math.fsum`.
+    """Return the correctly rounded sum of each column, as `math.fsum`, all columns at once.
 
-    28 bits of every value are summed at a time: such sums are exact in doubles in any order for
-    fewer than 2^24 rows, and whole numbers put them together.
+    28 bits of every value are summed at a time: such sums are whole numbers that doubles hold, in
+    any order, for up to 2^25 rows. Whole numbers of any length put them together.
 
     Args:
-        values: (Q, M).
+        values: (Q, M) in [0, 1].
     """
-    _, exponent = np.frexp(values.max(initial=0.0))
-    rest = np.ldexp(values, 28 - int(exponent))
-    totals, shift = [0] * values.shape[1], 28 - int(exponent)
-    while True:
+    totals, shift = [0] * values.shape[1], 0
+    rest = values
+    while rest.any():
+        rest = rest * 2.0**28
         whole = np.floor(rest)
+        rest -= whole
+        shift += 28
         parts = whole.sum(axis=0).tolist()
         totals = [(total << 28) + int(part) for total, part in zip(totals, parts, strict=True)]
-        rest -= whole
-        if not rest.any():
-            break
-        rest *= 2.0**28
-        shift += 28
     # A quotient of whole numbers is correctly rounded.
-    return [total / (1 << shift) if shift > 0 else float(total << -shift) for total in totals]
+    return [total / (1 << shift) for total in totals]
 
 
 def resolve_cutoff(at: int | str, items: int, *, key: str = "at") -> int:

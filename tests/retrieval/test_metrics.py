@@ -361,11 +361,11 @@ def test_code_statistics_equal_loops_over_unpacked_codes(bits):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(
-    st.lists(st.one_of(st.floats(0, 1), st.floats(0, 1e-300), st.floats(0, 1e9)),
-             min_size=2, max_size=2), min_size=1, max_size=12))  # fmt: skip
+    st.lists(st.one_of(st.floats(0, 1), st.floats(0, 1e-300), st.just(1 / 3)),
+             min_size=2, max_size=2), max_size=12))  # fmt: skip
 def test_column_sums_are_the_correctly_rounded_sums_of_the_columns(rows):
-    want = [math.fsum(column) for column in zip(*rows, strict=True)]
-    assert tied.column_sums(np.array(rows)) == want
+    want = [math.fsum(column) for column in zip([0.0, 0.0], *rows, strict=True)]
+    assert tied.column_sums(np.array(rows).reshape(-1, 2)) == want
 
 
 def test_radius_aware_precision_by_hand():
