@@ -168,13 +168,16 @@ class Manifest(ListedDataset):
         )
         if len(set(paths)) < len(paths):
             self._refuse_repeated(paths, table)
-        labels, classes, counts = self._labels(table)
-        listed = Listed(paths, table.paths, labels, classes, splits)
+        sets, kind = self._distinct(table)
+        counts = np.array([len(names) for names in sets], dtype=np.int64)[kind]
         without = np.flatnonzero(counts == 0)
         if len(without) and self.options.unlabelled == "refuse":
             error = self._at(int(without[0]), f"has no label{_such(without)}")
             error.hint = "drop such images with unlabelled: drop"
             raise error
+        single = is_single(counts, self.options.single_label, self._at)
+        labels, classes = self._labels(sets, kind, single)
+        listed = Listed(paths, table.paths, labels, classes, splits)
         return listed.only(np.flatnonzero(counts), "without a label")
 
     def _at(self, row: int, problem: str) -> DatasetError:
@@ -202,9 +205,10 @@ class Manifest(ListedDataset):
 
     # ---- labels ------------------------------------------------------------------------------
 
-    def _labels(self, table: _Table) -> tuple[NDArray[np.generic], list[str], NDArray[np.int64]]:
-        """Return labels, class names and the number of labels of each row."""
-        sets, kind = self._distinct(table)
+    def _labels(
+        self, sets: Sequence[tuple[str, ...]], kind: NDArray[np.int64], single: bool
+    ) -> tuple[NDArray[np.generic], list[str]]:
+        """Return labels and class names."""
         named = class_names(self.options.classes)
         classes = _ordered({name for names in sets for name in names}) if named is None else named
         number = {name: place for place, name in enumerate(classes)}
@@ -216,18 +220,17 @@ class Manifest(ListedDataset):
                         name,
                         classes,
                         key="classes",
-                        where=table.place(int(np.flatnonzero(kind == place)[0])),
+                        where=self._table.place(int(np.flatnonzero(kind == place)[0])),
                     )
         if len(classes) < 2:
             raise self.refused(f"at least two classes are needed, found {classes}")
-        counts = np.array([len(names) for names in sets], dtype=np.int64)[kind]
-        if is_single(counts, self.options.single_label, self._at):
+        if single:
             one = [number[names[0]] if names else 0 for names in sets]
-            return np.array(one, dtype=np.int64)[kind], classes, counts
+            return np.array(one, dtype=np.int64)[kind], classes
         hot = np.zeros((len(sets), len(classes)), dtype=np.uint8)
         for place, names in enumerate(sets):
             hot[place, [number[name] for name in names]] = 1
-        return hot[kind], classes, counts
+        return hot[kind], classes
 
     def _distinct(self, table: _Table) -> tuple[list[tuple[str, ...]], NDArray[np.int64]]:
         """Return the distinct sets of labels, and which of them each row has."""
@@ -485,8 +488,8 @@ def _is_textual(kind: Any) -> bool:
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer)
-    return any(test(kind) for test in texts)
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in (*texts, types.is_integer, types.is_null))
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
