@@ -89,8 +89,8 @@ def bootstrap_interval(
         seed: of the draws.
 
     Raises:
-        InputError: ``resamples`` or ``level`` is out of range.
-        ValueError: no scores, or some that are not finite or beyond [0, 1].
+        InputError: no scores, or some that are not finite or beyond [0, 1]; ``resamples`` or
+            ``level`` out of range.
     """
     rank = _tail_rank(resamples, level)
     whole, scale = _whole(_checked(scores, "scores"))
@@ -131,14 +131,15 @@ def compare(
         seed: of the draws.
 
     Raises:
-        InputError: ``draws`` or ``level`` is out of range.
-        ValueError: no scores, lengths that differ, or scores that are not finite or beyond [0, 1].
+        InputError: no scores, lengths that differ, scores that are not finite or beyond [0, 1];
+            ``draws`` or ``level`` out of range.
     """
     rank = _tail_rank(draws, level, key="draws")
     first, second = _checked(a, "a"), _checked(b, "b")
     if len(first) != len(second):
-        raise ValueError(
-            f"a has {len(first)} queries, b has {len(second)}: both must score the same queries"
+        raise InputError(
+            f"a has {len(first)} queries, b has {len(second)}: both must score the same queries",
+            key="b",
         )
     queries = len(first)
     whole_a, scale = _whole(first)
@@ -282,16 +283,16 @@ def _checked(scores: Floats, name: str) -> Floats:
     """Return scores as float64.
 
     Raises:
-        ValueError: says what is wrong with the array called ``name``.
+        InputError: says what is wrong with the array called ``name``.
     """
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name} must hold one score a query, (Q,); got shape {array.shape}")
+        raise InputError(f"must hold one score a query, (Q,); got shape {array.shape}", key=name)
     wrong = np.flatnonzero(~((array >= 0.0) & (array <= 1.0)))
     if wrong.size:
         first = int(wrong[0])
-        raise ValueError(
-            f"{name} must be finite and lie in [0, 1]; query {first} has {array[first]}"
+        raise InputError(
+            f"must be finite and lie in [0, 1]; query {first} has {array[first]}", key=name
         )
     return array
 
