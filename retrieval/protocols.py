@@ -252,22 +252,27 @@ def draw_splits_greedily(
     ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
     order = _order(derive(protocol.split_seed, "split", name), ids)
     left = np.ones(len(keys), dtype=bool)
-    carried = [np.flatnonzero(row).tolist() for row in np.asarray(labels)[order]]
+    places, numbers = np.nonzero(np.asarray(labels)[order])
+    starts = np.searchsorted(places, np.arange(len(order) + 1)).tolist()
+    carried = numbers.tolist()
     chosen: dict[str, NDArray[np.int64]] = {}
     for role in ("query", "train", "validation", "validation_gallery"):
         quota = getattr(protocol, f"{role}_per_class") or 0
         wanted = [quota] * len(classes)
         missing = quota * len(classes)
         taken = []
-        for place, row in zip(carried, order.tolist(), strict=True):
+        for place, row in enumerate(order.tolist()):
             if not missing:
                 break
-            charged = next((c for c in place if wanted[c]), None) if left[row] else None
-            if charged is not None:
-                wanted[charged] -= 1
-                missing -= 1
-                left[row] = False
-                taken.append(row)
+            if not left[row]:
+                continue
+            for charged in carried[starts[place] : starts[place + 1]]:
+                if wanted[charged]:
+                    wanted[charged] -= 1
+                    missing -= 1
+                    left[row] = False
+                    taken.append(row)
+                    break
         if missing:
             short = next(number for number, count in enumerate(wanted) if count)
             raise DatasetError(
@@ -460,11 +465,12 @@ def _quotas(protocol: Protocol, n: int, title: str, name: str) -> tuple[int, int
     elif protocol.uneven:
         train = max(1, min(train, rest))
     if train > rest:
-        shares = [f"{query} query", f"{validation} validation"]
-        shares += [f"{beside} validation gallery"] if beside else []
+        counts = (query, validation, beside, train)
+        roles = ("query", "validation", "validation gallery", "train")
+        shares = (f"{count} {role}" for count, role in zip(counts, roles, strict=True) if count)
         raise DatasetError(
             f"dataset {name!r}: class {title!r} has {n} images, the protocol needs "
-            f"{n - rest + train} ({', '.join(shares)}, {train} train)",
+            f"{sum(counts)} ({', '.join(shares)})",
             key="protocol",
         )
     return query, validation, beside, train
