@@ -30,6 +30,7 @@ import ctypes
 import gc
 import itertools
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -307,7 +308,7 @@ class PeakMemory:
     Attributes:
         how: what was read.
         process: what the process held before the network was built, with the libraries loaded and
-            their kernels made; nothing on a GPU.
+            their kernels made; on a GPU only the libraries' workspace.
         loaded: the same with the network built, before its first image.
         peak: batch size -> the highest that the process held while it ran one batch.
     """
@@ -357,7 +358,11 @@ def peak_memory(
         InputError: the new process was killed, which means that memory ran out.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    # The process ends silently when the user interrupts; this one says what there is to say.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=signal.signal, initargs=quiet
+    ) as pool:
         try:
             return pool.submit(
                 _measure_memory,

@@ -461,7 +461,7 @@ def test_a_busy_machine_and_faded_outputs_are_warned_of(memory_asked, monkeypatc
 def test_a_pair_is_measured_on_a_gpu():
     found = measure_pair(TINY, Protocol(device="cuda", repeats=3, galleries=(50,)), machine=IDLE)
     assert found.torch["gpu"]
-    assert found.query.memory.process == 0
-    # Weights, rounded up by the allocator to blocks of 512 bytes.
-    assert found.query.memory.loaded >= found.query.cost.weight_bytes
+    # The allocator rounds weights up to blocks of 512 bytes.
+    memory = found.query.memory
+    assert memory.loaded - memory.process >= found.query.cost.weight_bytes
     assert found.query.memory.network(32) > found.query.memory.network(1)
