@@ -75,7 +75,7 @@ def read_ground_truth(data: bytes) -> GroundTruth:
     """
     if len(data) > LARGEST:
         raise ValueError(f"it has more than {LARGEST >> 20} MiB, which no ground truth has")
-    if data.lstrip()[:1] == b"{":
+    if data.lstrip()[:1] in (b"{", b"["):  # neither is an instruction of a pickle
         try:
             raw = json.loads(data)
         except (ValueError, RecursionError) as error:

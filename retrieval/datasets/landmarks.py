@@ -106,7 +106,7 @@ class LandmarkDataset(Dataset):
         unboxed = [n for n, known in enumerate(truth.landmarks) if known.box is None]
         if unboxed and self.options.crop_queries:
             raise self._truth_error(
-                f"{len(unboxed)} queries have no 'bbx', the first is "
+                f"{len(unboxed)} of {found[0]} queries have no 'bbx', the first is "
                 f"{truth.queries[unboxed[0]]!r}",
                 where,
                 hint="set crop_queries: false to take whole images",

@@ -189,6 +189,8 @@ def test_trials_are_mirrored_with_their_scores_and_without_curves(ran, tmp_path)
     mirror.complete()
     report = tracker.close(60)
     assert report.ok, report.failures
+    [folder, _] = sorted((tmp_path / "artifacts").glob("*/*/artifacts/curves"))
+    assert [path.name for path in folder.iterdir()] == ["evaluation.json"]
 
 
 # ---- what a study is refused -----------------------------------------------------------------
