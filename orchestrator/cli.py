@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator import efficiency_commands, measure_commands
+from orchestrator import data_commands, efficiency_commands, measure_commands
 from orchestrator.command_line import (
     Choice,
     check_output,
@@ -303,6 +303,8 @@ def _complain(message: str) -> None:
 cli.add_command(measure_commands.evaluate)
 cli.add_command(measure_commands.compare)
 cli.add_command(efficiency_commands.efficiency)
+cli.add_command(data_commands.prepare)
+cli.add_command(data_commands.describe)
 
 
 def main() -> None:

@@ -239,6 +239,11 @@ class Dataset(ABC):
         given = getattr(self.options, "exclude", None)
         return frozenset() if given is None else _read_keys(_expanded(given, "exclude"))
 
+    @property
+    def excluded(self) -> frozenset[str]:
+        """Keys of the images that the option ``exclude`` leaves out."""
+        return self._excluded
+
     @cached_property
     def _kept(self) -> NDArray[np.int64] | None:
         """Rows of the whole index that are not excluded; None: all.
