@@ -850,7 +850,8 @@ def copies(files: Files, tree: Tree) -> Iterator[list[int]]:
     """
     by_sum: dict[tuple[int, int], list[int]] = {}
     for number, mark in enumerate(zip(tree.sizes, tree.crcs, strict=True)):
-        by_sum.setdefault(mark, []).append(number)
+        if mark[0]:  # empty files are no images, which whoever decodes them will say
+            by_sum.setdefault(mark, []).append(number)
     suspects = [group for group in by_sum.values() if len(group) > 1]
     if not suspects:
         return

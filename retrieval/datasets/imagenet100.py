@@ -141,7 +141,9 @@ class ImageNet100(Dataset):
             ignored += Counter(val.ignored)
             found += _in_folders(val, places.val, "val", names)
         else:
-            found += _flat(files, places, options, names)
+            flat, unlabelled = _flat(files, places, options, names)
+            found += flat
+            ignored += Counter({"without a label": unlabelled})
         found.sort()
         self._check_counts(found, names)
         order = {wnid: number for number, wnid in enumerate(sorted(names))}
@@ -377,8 +379,11 @@ def _in_folders(
 
 def _flat(
     files: Files, places: _Places, options: ImageNet100Options, names: Mapping[str, str]
-) -> Iterator[_Image]:
-    """Yield the validation images of the classes, as a file says which these are.
+) -> tuple[list[_Image], int]:
+    """Return the validation images of the classes, as a file says which these are.
+
+    Returns:
+        The images, and the number of others of which the file says nothing.
 
     Raises:
         DatasetError: no such file, a wrong line, or images of the classes are missing.
@@ -394,9 +399,11 @@ def _flat(
         )
     paths = {f"{places.val}/{there[stem]}": class_of[stem] for stem in wanted}
     listing = files.listing_of(sorted(paths), "imagenet100")
+    found = []
     for path, size, crc in zip(listing.paths, listing.sizes, listing.crcs, strict=True):
         wnid, name = paths[path], path.rpartition("/")[2]
-        yield _Image(f"val/{wnid}/{name}", "val", wnid, path, size, crc)
+        found.append(_Image(f"val/{wnid}/{name}", "val", wnid, path, size, crc))
+    return found, sum(is_image(name) and stem not in class_of for stem, name in there.items())
 
 
 def _val_labels(files: Files, places: _Places, options: ImageNet100Options) -> dict[str, str]:

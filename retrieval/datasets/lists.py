@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from retrieval.datasets.files import (
     Files,
     Listing,
     Tree,
-    fingerprint,
+    labelled_fingerprint,
     open_files,
     tree_decoder,
 )
@@ -98,9 +97,8 @@ class Listed:
 
     def fingerprint(self, sizes: Sequence[int], crcs: Sequence[int]) -> str:
         """Return the SHA-256 of files, labels, class names and splits."""
-        sha = hashlib.sha256(fingerprint(self.paths, sizes, crcs).encode())
-        sha.update(np.ascontiguousarray(self.labels).tobytes())
-        sha.update(json.dumps(self.classes).encode())
+        content = labelled_fingerprint(self.paths, sizes, crcs, self.labels, self.classes)
+        sha = hashlib.sha256(content.encode())
         for role, inside in sorted(self.splits.items()):
             sha.update(role.encode() + inside.tobytes())
         return sha.hexdigest()
