@@ -14,6 +14,7 @@ from retrieval import metrics, tied
 from retrieval.codes import pack
 from retrieval.errors import InputError
 from tests.oracles import ranking as oracle
+from tests.oracles.bounds import bounds as oracle_bounds
 
 
 def histogram(distances, hits, bits):
@@ -139,6 +140,24 @@ def test_large_groups_equal_sums_in_many_digits(k):
     np.testing.assert_allclose(
         metrics.expected_average_precision(n, r, k), want, rtol=0, atol=2e-15
     )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 25), min_size=1, max_size=4), st.data())
+def test_bounds_of_large_groups_equal_trying_every_number_of_hits_seen(sizes, data):
+    sizes[-1] += not any(sizes)
+    relevant = [data.draw(st.integers(0, size)) for size in sizes]
+    k = data.draw(st.integers(1, sum(sizes)))
+    worst, best = metrics.average_precision_bounds(np.array([sizes]), np.array([relevant]), k)
+    want = oracle_bounds(sizes, relevant, k)
+    assert (worst[0], best[0]) == pytest.approx([float(value) for value in want], abs=1e-14)
+
+
+def test_bounds_by_numbers_of_hits_equal_enumeration():
+    distances, hits = [0, 1, 1, 1, 1, 2], [1, 1, 0, 1, 0, 1]
+    for k in range(1, 7):
+        worst, _, best = oracle.enumerate_average_precision(distances, hits, k)
+        assert oracle_bounds([1, 4, 1], [1, 2, 1], k) == (worst, best)
 
 
 def test_oracle_in_many_digits_equals_enumeration():

@@ -207,7 +207,9 @@ def test_rounding_of_scores_does_not_part_sums_that_are_equal():
     assert len({abs(x - y) for x, y in zip(a.tolist(), b.tolist(), strict=True)}) > 1
     for order in itertools.permutations(range(3)):
         assert metrics.compare(a[list(order)], b[list(order)]).p_value == 1.0
-    assert metrics.compare(np.array([0.1 + 0.2]), np.array([0.3])).equal == 1
+    for x, y in ((0.1 + 0.2, 0.3), (0.3, 0.1 + 0.2)):
+        got = metrics.compare(np.array([x]), np.array([y]))
+        assert (got.better, got.equal, got.worse) == (0, 1, 0)
 
 
 def test_comparison_by_hand():
