@@ -176,7 +176,7 @@ class ImageNet100(Dataset):
 
     def _check_counts(self, found: Sequence[_Image], names: Mapping[str, str]) -> None:
         """Refuse classes without images; and other counts than ILSVRC2012's, unless sized."""
-        counts = {(part, wnid): 0 for part in ("train", "val") for wnid in sorted(names)}
+        counts = {(part, wnid): 0 for wnid in sorted(names) for part in ("train", "val")}
         for image in found:
             counts[image.part, image.wnid] += 1
         for (part, wnid), count in counts.items():
