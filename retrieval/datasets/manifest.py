@@ -94,8 +94,7 @@ class Manifest(ListedDataset):
     """Images that a CSV, TSV or Parquet file lists with their labels, and perhaps their splits.
 
     One row an image: its path, and its class or several, as in ``cat|dog``; a column of lists in
-    Parquet. Labels are names, numbers too. Of images with one
-    label each every class is split by itself, whatever its size.
+    Parquet. Labels are names, numbers too.
 
     The column of splits, where there is one, has ``query``, ``gallery`` (or ``database``),
     ``train``, ``validation_query`` and ``validation_gallery``, several for an image as in

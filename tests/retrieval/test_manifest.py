@@ -411,8 +411,13 @@ def test_the_splits_are_part_of_the_identity(tmp_path):
     assert len({json.dumps(identity) for identity in identities}) == 4
 
 
-def test_drawn_splits_are_written_and_read_as_a_split_file(tmp_path):
-    dataset = opened(build(tmp_path, MANY), tmp_path / "home")
+@pytest.mark.parametrize(
+    "split",
+    [None, SPLIT, ["query"] * 4 + ["train"] * 6 + ["gallery"] * 20],
+    ids=["drawn", "listed", "apart"],
+)
+def test_splits_are_written_and_read_as_a_split_file(tmp_path, split):
+    dataset = opened(build(tmp_path, MANY, split), tmp_path / "home")
     write_split_file(dataset, tmp_path / "splits.json")
     again = opened(
         tmp_path / "list.csv",
