@@ -59,7 +59,7 @@ def refusal(given, home: Path) -> str:
 
 def test_every_dataset_describes_itself():
     assert DATASETS.broken() == {}
-    assert {"cifar10", "digits", "folder"} <= set(DATASETS)
+    assert {"cifar10", "coco", "digits", "folder", "imagenet100", "nuswide21"} <= set(DATASETS)
     for name in DATASETS:
         described = DATASETS.get(name).describe()
         assert described["name"] == name
