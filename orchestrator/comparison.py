@@ -154,9 +154,9 @@ def _compared(
 
 
 def _over_seeds(scores: dict[int, Floats], seeds: Sequence[int]) -> Floats:
-    """Return each query's mean score; queries that nothing answers have none and are left out."""
+    """Return each query's mean score."""
     mean: Floats = np.mean([scores[seed] for seed in seeds], axis=0)
-    return mean[~np.isnan(mean)]
+    return mean
 
 
 def _label(trial: Trial) -> str:

@@ -603,10 +603,11 @@ class _Runner:
             for name, value in evaluation.items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
+        legacy = {f"map_{name}": value for name, value in evaluation.get("legacy", {}).items()}
         by_values = (
             self._by_values(query_stage, gallery_stage) if "retrieval" in self.setup else {}
         )
-        return Outcome(result={**result, "map_symmetric": symmetric, **by_values})
+        return Outcome(result={**result, "map_symmetric": symmetric, **legacy, **by_values})
 
     def _scores(
         self,
@@ -628,7 +629,15 @@ class _Runner:
             return own, float(symmetric.to_json()["map"])
         splits, labels = self.dataset.splits(), self.dataset.index().labels
         truth = (labels[splits.query], labels[splits.gallery])
-        scored = evaluate(query_codes, gallery_codes, *truth, bits=bits, at=at)
+        scored = evaluate(
+            query_codes,
+            gallery_codes,
+            *truth,
+            bits=bits,
+            at=at,
+            legacy=self.setup.get("legacy", ()),
+            threads=int(self.setup["threads"]),
+        )
         return scored, expected_map(both, gallery_codes, *truth, bits=bits, at=at)
 
     def _by_values(self, query_stage: str, gallery_stage: str) -> dict[str, float]:

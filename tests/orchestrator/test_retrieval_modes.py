@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from orchestrator.report import rows, to_text
 from retrieval.codes import pack
 
 
@@ -51,3 +52,34 @@ def test_a_study_may_rank_by_continuous_codes_too(shared_lab, method):
     assert result["map"] == store.manifest(before.id).result["map"]
     assert 0.1 < result["map_asymmetric"] <= 1
     assert result["map_asymmetric"] != result["map"]
+
+
+def test_a_study_may_count_as_public_code_does_too(shared_lab):
+    plain, _ = shared_lab.run(methods=["csq"])
+    both = ["orthohash", "deephash_pytorch"]
+    plan, board = shared_lab.run(methods=["csq"], evaluate={"legacy": both})
+    assert not board.failed
+    (before,), (trial,) = plain.trials, plan.trials
+    changed = {kind for kind in trial.stages if trial.stages[kind] != before.stages[kind]}
+    assert changed == {"metrics"}
+    store = shared_lab.store
+    result = store.manifest(trial.id).result
+    assert result["map_orthohash"] == result["map_stable"]
+    # Without the last item of each ranking.
+    (dataset,) = plan.datasets
+    splits, labels = dataset.splits(), dataset.index().labels
+    query = np.load(store.read(trial.stages["query"], "query_codes.npy"))
+    gallery = np.load(store.read(trial.stages["gallery"], "gallery_codes.npy"))
+    found = []
+    for code, label in zip(query, labels[splits.query], strict=True):
+        distances = [int(np.bitwise_count(code ^ other).sum()) for other in gallery]
+        ranking = sorted(range(len(gallery)), key=lambda n: (distances[n], n))[:-1]
+        ranks = [r for r, n in enumerate(ranking, 1) if labels[splits.gallery[n]] == label]
+        found.append(np.mean([hit / rank for hit, rank in enumerate(ranks, 1)]))
+    assert result["map_deephash_pytorch"] == pytest.approx(np.mean(found), abs=1e-12)
+    assert result["map_deephash_pytorch"] != result["map_orthohash"]
+    text = to_text(plan, store)
+    assert "as DeepHash-pytorch counts" in text
+    assert f"{result['map_deephash_pytorch']:.4f}" in text
+    row = rows(plan, store)[0]
+    assert row["map_ci_low"] < row["map"] < row["map_ci_high"]
