@@ -13,7 +13,7 @@ where none can be written it is compiled anew in each process. Threads are those
 `retrieval.ranking`: the kernels release the interpreter's lock.
 """
 
-# mypy: disable-error-code="untyped-decorator, import-untyped"
+# mypy: disable-error-code="untyped-decorator, import-untyped, import-not-found"
 
 from __future__ import annotations
 
