@@ -207,9 +207,14 @@ def test_rounding_of_scores_does_not_part_sums_that_are_equal():
     assert len({abs(x - y) for x, y in zip(a.tolist(), b.tolist(), strict=True)}) > 1
     for order in itertools.permutations(range(3)):
         assert metrics.compare(a[list(order)], b[list(order)]).p_value == 1.0
-    for x, y in ((0.1 + 0.2, 0.3), (0.3, 0.1 + 0.2)):
-        got = metrics.compare(np.array([x]), np.array([y]))
-        assert (got.better, got.equal, got.worse) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(("gap", "counts"), [
+    (5e-13, (0, 1, 0)), (-5e-13, (0, 1, 0)), (1e-11, (1, 0, 0)), (-1e-11, (0, 0, 1)),
+])  # fmt: skip
+def test_only_what_rounding_could_have_done_counts_as_equal(gap, counts):
+    got = metrics.compare(np.array([0.3 + gap]), np.array([0.3]))
+    assert (got.better, got.equal, got.worse) == counts
 
 
 def test_comparison_by_hand():

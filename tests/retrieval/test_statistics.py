@@ -53,6 +53,14 @@ def test_buckets_and_bits_equal_loops_over_codes(bits, items):
     assert got.bit_means == pytest.approx([sum(column) / items for column in columns])
 
 
+@pytest.mark.parametrize("bit", [0, 63, 64, 129])
+def test_codes_that_differ_in_one_bit_are_two_buckets(bit):
+    codes = np.ones((5, 130))
+    codes[[1, 3], bit] = -1
+    got = metrics.code_statistics(pack(codes), 130)
+    assert (got.distinct, got.largest_bucket, got.collisions) == (2, 3, 3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_distances_of_pairs_equal_loops_over_pairs(seed, multi_hot):
