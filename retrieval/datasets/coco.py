@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -21,8 +20,9 @@ from retrieval.datasets.files import (
     Files,
     ListingCache,
     Tree,
-    fingerprint,
     is_settled,
+    labelled_fingerprint,
+    leads_out,
     open_files,
     read_member,
     tree_decoder,
@@ -124,7 +124,9 @@ class Coco(Dataset):
             keys=[keys[number] for number in kept],
             labels=labels,
             classes=classes,
-            fingerprint=_fingerprint([keys[n] for n in kept], sizes, crcs, labels, classes),
+            fingerprint=labelled_fingerprint(
+                [keys[n] for n in kept], sizes, crcs, labels, classes
+            ),
             ignored={reason: count for reason, count in ignored.items() if count},
         )
         return Tree(index, [paths[number] for number in kept], crcs, sizes)
@@ -167,16 +169,6 @@ class Coco(Dataset):
     def image_options(self) -> dict[str, Any]:
         """Return the size of stored images."""
         return {"store_size": self.options.store_size}
-
-
-def _fingerprint(
-    keys: list[str], sizes: list[int], crcs: list[int], labels: Any, classes: list[str]
-) -> str:
-    """Return the SHA-256 of files, labels and class names."""
-    sha = hashlib.sha256(fingerprint(keys, sizes, crcs).encode())
-    sha.update(labels.tobytes())
-    sha.update(json.dumps(classes).encode())
-    return sha.hexdigest()
 
 
 @dataclass
@@ -341,13 +333,7 @@ def read_instances(data: bytes) -> _Labelled:
     taken: set[str] = set()
     for where, entry in _entries(raw, "images"):
         number, name = _whole(entry, "id", where), _text(entry, "file_name", where)
-        if (
-            name.startswith("/")
-            or "\\" in name
-            or "\0" in name
-            or name[1:2] == ":"
-            or {"", ".", ".."} & set(name.split("/"))
-        ):
+        if leads_out(name):
             raise ValueError(f"{where}: the file name {name!r} leads out of the images' folder")
         if number in names or name in taken:
             what = f"the id {number}" if number in names else f"the file name {name!r}"
