@@ -136,6 +136,13 @@ def test_single_label_is_seen_or_said(tmp_path):
     assert "list.csv:3: has 2 labels, single_label allows one (15 such images)" in str(error)
 
 
+def test_a_label_that_is_there_twice_is_one_label(tmp_path):
+    plain = opened(build(tmp_path / "a"), tmp_path / "home")
+    twice = opened(build(tmp_path / "b", ["cat|cat", "dog", "eel| eel"]), tmp_path / "home")
+    assert twice.index().labels.shape == (30,)
+    assert twice.identity() == plain.identity()
+
+
 def test_blanks_around_labels_and_column_names_do_not_count(tmp_path):
     plain = opened(build(tmp_path / "a", MANY), tmp_path / "home")
     spaced = [" cat", "dog | cat", "eel ", "cat|dog |eel", "dog", "eel|cat|eel"]
