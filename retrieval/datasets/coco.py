@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -15,20 +14,19 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from retrieval.augmentation import Augmentation
-from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, RootedOptions
+from retrieval.datasets.base import DATASETS, DatasetIndex
 from retrieval.datasets.files import (
+    FileOptions,
     Files,
+    FilesDataset,
     ListingCache,
     Tree,
     is_settled,
     labelled_fingerprint,
     leads_out,
-    open_files,
     read_member,
-    tree_decoder,
 )
 from retrieval.errors import DatasetError
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
 Part = Literal["train", "val"]
@@ -39,7 +37,7 @@ _WHOLE = 122_218
 _INSTANCES = re.compile(r"instances_(train|val)(2014|2017)\.json")
 
 
-class CocoOptions(RootedOptions):
+class CocoOptions(FileOptions):
     """Options of MS-COCO.
 
     Attributes:
@@ -48,14 +46,10 @@ class CocoOptions(RootedOptions):
             folder around all that is allowed.
         year: 2014 or 2017; by default the one whose annotations are there.
         parts: which parts are pooled; the literature takes both.
-        store_size: shorter side of a stored image, in pixels.
-        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
     year: Literal[2014, 2017] | None = None
     parts: list[Part] = Field(["train", "val"], min_length=1)
-    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
-    follow_links: bool = False
 
     @field_validator("parts")
     @classmethod
@@ -66,7 +60,7 @@ class CocoOptions(RootedOptions):
 
 
 @DATASETS.register("coco")
-class Coco(Dataset):
+class Coco(FilesDataset):
     """MS-COCO with the labels of its instances: an image has the classes of what is seen in it.
 
     The protocol is that of the hashing literature: both parts are pooled, images without a label
@@ -86,11 +80,6 @@ class Coco(Dataset):
         "unpack the images and annotations of 2017 (or 2014) of cocodataset.org and give the "
         "folder as root: annotations/instances_train2017.json, train2017/, and val likewise"
     )
-
-    @cached_property
-    def _files(self) -> Files:
-        options = self.options
-        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
 
     @cached_property
     def _tree(self) -> Tree:
@@ -140,10 +129,6 @@ class Coco(Dataset):
         """
         return self._tree.index
 
-    def decoder(self) -> AbstractContextManager[Decoder]:
-        """Open the folder or zip."""
-        return tree_decoder(self._files, self._tree)
-
     def default_protocol(self) -> Protocol:
         """The literature's for the whole dataset, fractions for a part of it."""
         if len(self.index().keys) != _WHOLE:
@@ -165,10 +150,6 @@ class Coco(Dataset):
         they are shifted by as much, over repeated edges.
         """
         return Augmentation(crop="random", flip=True, brightness=0.0, contrast=0.0)
-
-    def image_options(self) -> dict[str, Any]:
-        """Return the size of stored images."""
-        return {"store_size": self.options.store_size}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from retrieval.datasets.base import DatasetIndex
+from retrieval.datasets.base import Dataset, DatasetIndex, RootedOptions
 from retrieval.errors import DatasetError
-from retrieval.images import Decoder, decode_bytes
+from retrieval.images import DEFAULT_STORE_SIZE, Decoder, decode_bytes
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -892,6 +893,51 @@ def tree_decoder(files: Files, tree: Tree) -> Iterator[Decoder]:
             return decode_bytes(data, path)
 
         yield decode
+
+
+class FileOptions(RootedOptions):
+    """Options of a dataset that lies in image files.
+
+    Attributes:
+        store_size: shorter side of a stored image, in pixels.
+        follow_links: read what symbolic links in the folder lead to, outside of it too.
+    """
+
+    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
+    follow_links: bool = False
+
+
+class FilesDataset(Dataset):
+    """A dataset of image files in one folder or zip."""
+
+    Options = FileOptions
+    options: FileOptions
+
+    @cached_property
+    def _files(self) -> Files:
+        options = self.options
+        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
+
+    @cached_property
+    @abstractmethod
+    def _tree(self) -> Tree:
+        """The images with where they lie; raises DatasetError."""
+
+    def load_index(self) -> DatasetIndex:
+        """List the images in the order of their names.
+
+        Raises:
+            DatasetError: something is missing, damaged, or not as the dataset has it.
+        """
+        return self._tree.index
+
+    def decoder(self) -> AbstractContextManager[Decoder]:
+        """Open the folder or zip."""
+        return tree_decoder(self._files, self._tree)
+
+    def image_options(self) -> dict[str, Any]:
+        """Return the size of stored images."""
+        return {"store_size": self.options.store_size}
 
 
 def _common_prefix(paths: Sequence[str]) -> str:

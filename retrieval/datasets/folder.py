@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import Field
-
-from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, RootedOptions
+from retrieval.datasets.base import DATASETS
 from retrieval.datasets.files import (
-    Files,
+    FileOptions,
+    FilesDataset,
     Tree,
     arrange,
     copies,
-    open_files,
-    tree_decoder,
 )
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
 
-class FolderOptions(RootedOptions):
+class FolderOptions(FileOptions):
     """Options of a folder of images.
 
     Attributes:
         root: a folder or a zip with CLASS/IMAGE inside, with or without train/ and test/ around.
-        store_size: shorter side of a stored image, in pixels.
         duplicates: what to do with files of equal content: "refuse", "first" (keep the first of
             them in the order of names), "keep" (all; copies may be on both sides of a split).
-        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
-    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
     duplicates: Literal["refuse", "first", "keep"] = "refuse"
-    follow_links: bool = False
 
 
 @DATASETS.register("folder")
-class Folder(Dataset):
+class Folder(FilesDataset):
     """Images in a folder or a zip; the class is the folder that an image lies in.
 
     Ten per cent of each class are queries, the rest is the gallery, of which ten per cent of the
@@ -52,11 +43,6 @@ class Folder(Dataset):
     source = "yours"
     licence = "yours"
     obtain = "give {folder: PATH}; PATH/CLASS/IMAGE, with or without train/ and test/ around CLASS"
-
-    @cached_property
-    def _files(self) -> Files:
-        options = self.options
-        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
 
     @cached_property
     def _tree(self) -> Tree:
@@ -86,21 +72,9 @@ class Folder(Dataset):
         ignored = {**listing.ignored, "a copy of another image": len(dropped)}
         return arrange(self._files, replace(listing, ignored=ignored), keep=kept)
 
-    def load_index(self) -> DatasetIndex:
-        """List the images in the order of their names."""
-        return self._tree.index
-
-    def decoder(self) -> AbstractContextManager[Decoder]:
-        """Open the folder or zip."""
-        return tree_decoder(self._files, self._tree)
-
     def default_protocol(self) -> Protocol:
         """Ten per cent query, ten per cent validation queries, the rest for training."""
         return Protocol(id="folder-10", query_fraction=0.1, validation_fraction=0.1, uneven=True)
-
-    def image_options(self) -> dict[str, Any]:
-        """Return the size of stored images."""
-        return {"store_size": self.options.store_size}
 
 
 def _telling(group: list[int], labels: Any) -> tuple[int, int]:

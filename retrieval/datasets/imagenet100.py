@@ -5,30 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from retrieval.augmentation import Augmentation
-from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, RootedOptions
+from retrieval.datasets.base import DATASETS, DatasetIndex
 from retrieval.datasets.files import (
+    FileOptions,
     Files,
+    FilesDataset,
     Listing,
     Tree,
     is_image,
     labelled_fingerprint,
-    open_files,
     read_text,
     text_lines,
-    tree_decoder,
 )
 from retrieval.errors import DatasetError
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
 _CLASSES = 100
@@ -70,7 +67,7 @@ _PART_HINT = (
 )
 
 
-class ImageNet100Options(RootedOptions):
+class ImageNet100Options(FileOptions):
     """Options of ImageNet-100.
 
     Attributes:
@@ -85,20 +82,16 @@ class ImageNet100Options(RootedOptions):
             LOC_val_solution.csv, or lines of an image's name with its WordNet id, or with the
             class' place (from 0) among the sorted ids, as in Caffe's val.txt. Below the root, or
             an absolute path; files of the usual names are found.
-        store_size: shorter side of a stored image, in pixels.
-        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
     classes: str | list[str] | None = None
     train: str | None = Field(None, min_length=1)
     val: str | None = Field(None, min_length=1)
     val_labels: str | None = Field(None, min_length=1)
-    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
-    follow_links: bool = False
 
 
 @DATASETS.register("imagenet100")
-class ImageNet100(Dataset):
+class ImageNet100(FilesDataset):
     """A hundred classes of ILSVRC2012, called by their WordNet ids where no names are given.
 
     The protocol is that of HashNet: all validation images of the classes (5,000) are queries, all
@@ -121,11 +114,6 @@ class ImageNet100(Dataset):
         "unpack ILSVRC2012_img_train.tar (with the archives in it, a folder a class) as train/ "
         "and ILSVRC2012_img_val.tar as val/, or Kaggle's archive, and give the folder as root"
     )
-
-    @cached_property
-    def _files(self) -> Files:
-        options = self.options
-        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
 
     @cached_property
     def _tree(self) -> Tree:
@@ -198,10 +186,6 @@ class ImageNet100(Dataset):
         """
         return self._tree.index
 
-    def decoder(self) -> AbstractContextManager[Decoder]:
-        """Open the folder or zip."""
-        return tree_decoder(self._files, self._tree)
-
     def default_protocol(self) -> Protocol:
         """HashNet's: validation images ask, training images answer, 130 a class are trained on."""
         return Protocol(
@@ -227,10 +211,6 @@ class ImageNet100(Dataset):
         return Augmentation(
             crop="random_resized", scale=(0.08, 1.0), flip=True, brightness=0.0, contrast=0.0
         )
-
-    def image_options(self) -> dict[str, Any]:
-        """Return the size of stored images."""
-        return {"store_size": self.options.store_size}
 
 
 @dataclass(frozen=True, order=True)

@@ -5,29 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from retrieval.augmentation import Augmentation
-from retrieval.datasets.base import DATASETS, Dataset, DatasetIndex, RootedOptions
+from retrieval.datasets.base import DATASETS, DatasetIndex
 from retrieval.datasets.files import (
+    FileOptions,
     Files,
+    FilesDataset,
     Tree,
     labelled_fingerprint,
     leads_out,
-    open_files,
     read_text,
     text_lines,
-    tree_decoder,
 )
 from retrieval.errors import DatasetError, UnknownNameError
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder
 from retrieval.protocols import Protocol
 
 _CONCEPTS = 21
@@ -46,7 +44,7 @@ _ZERO, _ONE, _NEWLINE = b"01\n"
 _BETWEEN = b" \t,"
 
 
-class NusWide21Options(RootedOptions):
+class NusWide21Options(FileOptions):
     """Options of NUS-WIDE-21.
 
     Attributes:
@@ -61,8 +59,6 @@ class NusWide21Options(RootedOptions):
             the root itself by default.
         concepts: the concepts that are classes; the 21 most frequent by default.
         missing: what to do where listed photographs are not there: "refuse", or "drop" them.
-        store_size: shorter side of a stored image, in pixels.
-        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
     image_list: str | None = Field(None, min_length=1)
@@ -71,12 +67,10 @@ class NusWide21Options(RootedOptions):
     images: str | None = Field(None, min_length=1)
     concepts: list[str] | None = Field(None, min_length=2)
     missing: Literal["refuse", "drop"] = "refuse"
-    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
-    follow_links: bool = False
 
 
 @DATASETS.register("nuswide21")
-class NusWide21(Dataset):
+class NusWide21(FilesDataset):
     """NUS-WIDE with its 21 most frequent concepts as classes, several in an image.
 
     Concepts are counted over the whole list of images; of equally frequent ones that whose name
@@ -101,11 +95,6 @@ class NusWide21(Dataset):
         "unpack ImageList.zip, Groundtruth.zip and the photographs (Flickr/) of the authors and "
         "give the folder as root; or give image_list and labels of a repackaged copy"
     )
-
-    @cached_property
-    def _files(self) -> Files:
-        options = self.options
-        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
 
     @cached_property
     def _tree(self) -> Tree:
@@ -177,10 +166,6 @@ class NusWide21(Dataset):
         """
         return self._tree.index
 
-    def decoder(self) -> AbstractContextManager[Decoder]:
-        """Open the folder or zip."""
-        return tree_decoder(self._files, self._tree)
-
     def default_protocol(self) -> Protocol:
         """The literature's quotas of each class; under another name for other concepts."""
         concepts = self.options.concepts
@@ -199,10 +184,6 @@ class NusWide21(Dataset):
     def default_augmentation(self) -> Augmentation:
         """Shifts and mirroring, no change of colour, as the literature's random crops."""
         return Augmentation(crop="random", flip=True, brightness=0.0, contrast=0.0)
-
-    def image_options(self) -> dict[str, Any]:
-        """Return the size of stored images."""
-        return {"store_size": self.options.store_size}
 
 
 @dataclass(frozen=True)
