@@ -131,7 +131,7 @@ def remember(session: Session) -> None:
         "trials": [trial.id for trial in session.plan.trials],
     }
     write_json(folder / "study.json", note)
-    resolved = yaml.safe_dump(session.study.model_dump(mode="json"), sort_keys=False)
+    resolved = yaml.safe_dump(session.study.as_written(), sort_keys=False)
     write_atomic(folder / "resolved.yaml", resolved.encode())
 
 

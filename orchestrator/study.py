@@ -204,6 +204,13 @@ class Study(_Strict):
             raise ValueError("must be whole numbers of at least 0")
         return value
 
+    def as_written(self) -> dict[str, Any]:
+        """Return the study as a YAML file holds it: read again, it is this study."""
+        values = self.model_dump(mode="json")
+        training = values["train"]
+        values["train"] = {**training.pop("recipe"), **training}
+        return values
+
     def method_grids(self) -> list[MethodGrid]:
         """Return the methods with the hyperparameters as given; lists span a grid."""
         if isinstance(self.methods, dict):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.study import load_study
 from retrieval.errors import InputError
@@ -78,6 +79,27 @@ def test_shipped_presets_are_valid(name):
     study = load(presets()[name].read_text())
     assert study.study == name
     assert study.description
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_a_study_that_is_written_out_is_the_same_study(name):
+    study, _ = load_study(presets()[name].read_text(), name, Path())
+    written = yaml.safe_dump(study.as_written(), sort_keys=False)
+    again, _ = load_study(written, "again", Path())
+    assert again == study
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{legacy: [orthohsh]}", "must be one of deephash_pytorch, orthohash"),
+        ("{legacy: [orthohash, orthohash]}", "must not repeat a value"),
+    ],
+)
+def test_wrong_conventions_are_refused(given, message):
+    text = refusal(f"{MINIMAL}evaluate: {given}\n")
+    assert "evaluate.legacy" in text
+    assert message in text
 
 
 def test_singular_keys_and_single_values_are_lists_of_one():
