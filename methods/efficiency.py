@@ -96,8 +96,8 @@ class Protocol:
         device: "cpu" or "cuda".
         threads: CPU threads of torch.
         batches: images of one run, each timed by itself.
-        repeats: timed runs, and timed queries of a search.
-        warmup: runs before them.
+        queries: timed queries of a search; for a network see `runs`.
+        warmup: images before them, which are not timed; at least two runs.
         channels_last: lay out inputs and weights channels last; torch's default is channels first.
         galleries: sizes N of the galleries that are searched.
         k: how many items the top-k search returns.
@@ -108,11 +108,19 @@ class Protocol:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     batches: tuple[int, ...] = (1, 32)
-    repeats: int = 100
+    queries: int = 100
     warmup: int = 10
     channels_last: bool = False
     galleries: tuple[int, ...] = (59_000, 1_000_000)
     k: int = 100
+
+    def runs(self, batch: int) -> int:
+        """Timed runs at a batch size: as many as the queries take, and ten to tell a spread."""
+        return max(-(-self.queries // batch), min(self.queries, 10))
+
+    def warmups(self, batch: int) -> int:
+        """Runs before the timed ones."""
+        return max(-(-self.warmup // batch), 2)
 
 
 def resolve_device(name: str) -> Literal["cpu", "cuda"]:
@@ -633,7 +641,7 @@ def measure_pair(
     search = []
     for items in protocol.galleries:
         say(f"search in {items:,} codes of {protocol.bits} bits")
-        search.append(time_search(items, protocol.bits, k=protocol.k, queries=protocol.repeats))
+        search.append(time_search(items, protocol.bits, k=protocol.k, queries=protocol.queries))
     return PairEfficiency(
         pair=pair.name,
         protocol=protocol,
@@ -661,9 +669,14 @@ def _measure_side(
     cost = encoder_cost(network, side.size)
     latency, ordinary = {}, True
     for batch in protocol.batches:
-        say(f"{name} {side.backbone}: {protocol.repeats} runs of {batch}")
+        say(f"{name} {side.backbone}: {protocol.runs(batch)} runs of {batch}")
         latency[batch], fine = time_network(
-            network, shape, batch, repeats=protocol.repeats, warmup=protocol.warmup, **run
+            network,
+            shape,
+            batch,
+            repeats=protocol.runs(batch),
+            warmup=protocol.warmups(batch),
+            **run,
         )
         ordinary &= fine
     say(f"{name} {side.backbone}: memory")

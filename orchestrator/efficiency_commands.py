@@ -74,11 +74,11 @@ class _Job(NamedTuple):
     help="Images of one run; repeat for several.",
 )
 @click.option(
-    "--repeats",
+    "--queries",
     type=click.IntRange(1, 1_000_000),
     default=100,
     show_default=True,
-    help="Timed runs.",
+    help="Timed queries; ten runs at least, where a run takes several.",
 )
 @click.option("--channels-last", is_flag=True, help="Lay out images and weights channels last.")
 @click.option(
@@ -100,7 +100,7 @@ def efficiency(
     device: str,
     threads: int,
     batches: tuple[int, ...],
-    repeats: int,
+    queries: int,
     channels_last: bool,
     galleries: tuple[int, ...],
     as_json: bool,
@@ -145,7 +145,7 @@ def efficiency(
             device=resolved,
             threads=threads,
             batches=tuple(sorted(set(batches))),
-            repeats=repeats,
+            queries=queries,
             channels_last=channels_last,
             galleries=tuple(sorted(set(galleries))),
         )
@@ -283,7 +283,7 @@ def _text(measured: PairEfficiency, path: Path) -> str:
                 for memory, search in zip(measured.galleries, measured.search, strict=True)
             ],
         ),
-        f"medians of {protocol.repeats} runs; FLOPs are 2 MACs; written to {path}\n",
+        f"medians over {protocol.queries} queries; FLOPs are 2 MACs; written to {path}\n",
     ]
     return "\n\n".join(blocks)
 

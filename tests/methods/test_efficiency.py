@@ -406,7 +406,7 @@ def test_a_pair_is_measured_as_its_protocol_says(memory_asked):
         bits=24,
         heads=("mlp3_tanh", "fc_bn"),
         batches=(1, 3),
-        repeats=3,
+        queries=3,
         warmup=1,
         channels_last=True,
         galleries=(50, 70),
@@ -426,7 +426,7 @@ def test_a_pair_is_measured_as_its_protocol_says(memory_asked):
         assert (side["parameters"], side["macs"]) == (want.parameters, want.macs)
         assert side["head"] == head
         assert {b: t["items"] for b, t in side["latency"].items()} == {"1": 1, "3": 3}
-        assert {(t["runs"], t["warmup"]) for t in side["latency"].values()} == {(3, 1)}
+        assert {(t["runs"], t["warmup"]) for t in side["latency"].values()} == {(3, 2)}
     assert [g["items"] for g in found["galleries"]] == [50, 70]
     assert [(s["items"], s["bits"], s["k"]) for s in found["search"]] == [
         (50, 24, 10),
@@ -451,7 +451,7 @@ def test_a_pair_is_measured_as_its_protocol_says(memory_asked):
 def test_a_busy_machine_and_faded_outputs_are_warned_of(memory_asked, monkeypatch):
     monkeypatch.setattr(efficiency, "time_network", lambda *_, **__: (timing(0.1), False))
     busy = Machine(**{**IDLE.to_json(), "load": 3.0})
-    protocol = Protocol(bits=8, repeats=1, galleries=(5,))
+    protocol = Protocol(bits=8, queries=1, galleries=(5,))
     warnings = measure_pair(TINY, protocol, machine=busy).warnings
     assert "busy before the run" in warnings[0]
     assert [w.split()[1] for w in warnings[1:]] == ["query", "gallery"]
@@ -459,9 +459,21 @@ def test_a_busy_machine_and_faded_outputs_are_warned_of(memory_asked, monkeypatc
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_pair_is_measured_on_a_gpu():
-    found = measure_pair(TINY, Protocol(device="cuda", repeats=3, galleries=(50,)), machine=IDLE)
+    found = measure_pair(TINY, Protocol(device="cuda", queries=3, galleries=(50,)), machine=IDLE)
     assert found.torch["gpu"]
     # The allocator rounds weights up to blocks of 512 bytes.
     memory = found.query.memory
     assert memory.loaded - memory.process >= found.query.cost.weight_bytes
     assert found.query.memory.network(32) > found.query.memory.network(1)
+
+
+@pytest.mark.parametrize(
+    ("queries", "batch", "runs"),
+    [(100, 1, 100), (100, 32, 10), (1000, 32, 32), (1000, 64, 16), (3, 1, 3), (3, 32, 3)],
+)
+def test_runs_are_as_many_as_the_queries_take_and_ten_to_tell_a_spread(queries, batch, runs):
+    assert Protocol(queries=queries).runs(batch) == runs
+
+
+def test_a_network_is_warmed_up_with_ten_images_and_two_runs():
+    assert [Protocol().warmups(batch) for batch in (1, 4, 32)] == [10, 3, 2]

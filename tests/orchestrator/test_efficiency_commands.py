@@ -16,7 +16,7 @@ from retrieval import efficiency as protocol
 from retrieval.efficiency import Machine, SearchTiming, Timing
 from search_spaces.presets import presets
 
-QUICK = ("--repeats", "2", "--gallery", "60", "--batch", "1")
+QUICK = ("--queries", "2", "--gallery", "60", "--batch", "1")
 STUDY = """\
 study: mine
 datasets: [digits]
@@ -103,7 +103,7 @@ def test_a_pair_is_measured_in_every_part_and_written_with_its_machine(asymbench
     result = asymbench("efficiency", "tiny", "--bits", "16", *QUICK)
     assert result.code == 0, result.err
     found = json.loads((home / "efficiency" / "tiny-16-32-cpu.json").read_text())
-    assert (found["pair"], found["bits"], found["threads"], found["repeats"]) == ("tiny", 16, 1, 2)
+    assert (found["pair"], found["bits"], found["threads"], found["queries"]) == ("tiny", 16, 1, 2)
     for name, side in (("query", PAIRS.get("tiny").query), ("gallery", PAIRS.get("tiny").gallery)):
         assert found[name]["backbone"] == side.backbone
         backbone = timm.create_model(side.backbone, num_classes=0)
@@ -290,7 +290,7 @@ def test_a_head_for_a_study_is_refused(refusal):
         (("--size", "7"), "'--size': 7 is not in the range"),
         (("--threads", "0"), "'--threads': 0 is not in the range"),
         (("--batch", "0"), "'--batch': 0 is not in the range"),
-        (("--repeats", "0"), "'--repeats': 0 is not in the range"),
+        (("--queries", "0"), "'--queries': 0 is not in the range"),
         (("--gallery", "0"), "'--gallery': 0 is not in the range"),
         (("--gallery", "x"), "'--gallery': 'x' is not a valid integer range"),
     ],
