@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +134,13 @@ def remember(session: Session) -> None:
     write_json(folder / "study.json", note)
     resolved = yaml.safe_dump(session.study.as_written(), sort_keys=False)
     write_atomic(folder / "resolved.yaml", resolved.encode())
+    (folder / "splits").mkdir(exist_ok=True)
+    for dataset in session.plan.datasets:
+        name = re.sub(r"[^\w.-]", "_", dataset.label)
+        mark = digest(dataset.identity())[:12]
+        path = folder / "splits" / f"{name}-{mark}.json"
+        if not path.exists():  # of this identity there is one split only
+            write_atomic(path, dataset.split_text().encode())
 
 
 @dataclass(frozen=True)

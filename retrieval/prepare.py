@@ -25,7 +25,7 @@ from retrieval.errors import DatasetError
 from retrieval.images import ImageStore, UnreadableImagesError
 from retrieval.protocols import Splits
 
-VERSION = 1
+VERSION = 2
 """Of the report; one of another version is written anew."""
 
 _AT_ONCE = 64
@@ -41,7 +41,7 @@ class Preparation:
 
     Attributes:
         report: JSON values.
-        path: of the report; beside it lies the same as text.
+        path: of the report; beside it lies the same as text, and the splits by image key.
         fresh: whether anything was done now.
     """
 
@@ -68,7 +68,13 @@ def prepare(
     dataset.splits()
     path = report_path(dataset)
     known = _read(path)
-    if known is not None and known["ready"] and Path(known["store"]["folder"]).is_dir():
+    splits = path.with_suffix(".splits.json")
+    if (
+        known is not None
+        and known["ready"]
+        and splits.is_file()
+        and Path(known["store"]["folder"]).is_dir()
+    ):
         store = dataset.images(progress=progress)  # what is not whole is built again
         if str(store.folder) == known["store"]["folder"]:
             return Preparation(known, path, fresh=False)
@@ -85,6 +91,9 @@ def prepare(
     }
     report["equal_images"] = equal_images(store, dataset.splits())
     report["ready"] = True
+    report["splits_file"] = str(splits)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(splits, dataset.split_text())
     _write(path, report)
     return Preparation(report, path, fresh=True)
 
@@ -226,6 +235,7 @@ def report_text(report: dict[str, Any]) -> str:
             f"pixels, {store['bytes'] / 1e6:,.1f} MB in {store['folder']}"
         )
         lines += _equal_lines(report["equal_images"])
+        lines.append(f"splits, for protocol.split_file: {report['splits_file']}")
     return to_text(report) + "\n" + "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -413,6 +413,15 @@ class Dataset(ABC):
             DatasetError: the images do not suffice for the protocol, or a split file is wrong.
         """
         return self._splits
+
+    def split_lists(self) -> dict[str, list[str]]:
+        """Return the splits as ``protocol.split_file`` takes them: image keys by split."""
+        keys, splits = self.index().keys, self.splits()
+        return {f.name: [keys[row] for row in getattr(splits, f.name)] for f in fields(Splits)}
+
+    def split_text(self) -> str:
+        """Return the content of a split file that fixes these splits, to be handed on."""
+        return json.dumps(self.split_lists(), indent=1, ensure_ascii=False) + "\n"
 
     def identity(self) -> dict[str, Any]:
         """Return all that determines images, labels and splits; no path in it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.datasets.base import DATASETS, Dataset
+from retrieval.datasets.base import DATASETS
 from retrieval.datasets.files import Tree, copies
 from retrieval.datasets.lists import (
     ROLES,
@@ -523,31 +522,3 @@ def _telling(group: list[int], listed: Listed) -> tuple[int, int]:
 
 def _such(rows: Sequence[int] | NDArray[np.integer[Any]]) -> str:
     return f" ({len(rows)} such rows)" if len(rows) > 1 else ""
-
-
-# ---- splits that were drawn, to keep ---------------------------------------------------------
-
-
-def split_lists(dataset: Dataset) -> dict[str, list[str]]:
-    """Return a dataset's splits as ``protocol.split_file`` takes them: image keys by split."""
-    keys, splits = dataset.index().keys, dataset.splits()
-    return {role: [keys[row] for row in getattr(splits, role)] for role in ROLES}
-
-
-def write_split_file(dataset: Dataset, path: Path) -> None:
-    """Write a dataset's splits for ``protocol.split_file``, so that they can be handed on.
-
-    Args:
-        dataset: any.
-        path: JSON; replaced if it is there.
-
-    Raises:
-        DatasetError: the file cannot be written.
-    """
-    content = json.dumps(split_lists(dataset), indent=1, ensure_ascii=False) + "\n"
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise DatasetError(
-            f"the split file cannot be written: {error.strerror}", value=str(path)
-        ) from None

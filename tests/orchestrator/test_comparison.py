@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,7 +173,8 @@ def test_rows_are_plain_values(tmp_path):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    monkeypatch.setenv("ASYMBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASYMBENCH_HOME", "home")
     path = tmp_path / "tiny.yaml"
     path.write_text(
         "study: tiny\n"
@@ -192,6 +194,15 @@ def test_the_command_compares_a_study_that_ran(tiny):
     runner = CliRunner()
     ran = runner.invoke(command.cli, ["run", tiny, "--executor", "inline"])
     assert ran.exit_code == 0, ran.output
+    (kept,) = Path("home/studies/tiny/splits").iterdir()
+    assert kept.name.startswith("digits-")
+    assert {role: len(keys) for role, keys in json.loads(kept.read_text()).items()} == {
+        "train": 40,
+        "validation_query": 20,
+        "validation_gallery": 40,
+        "query": 20,
+        "gallery": 1777,
+    }
     found = runner.invoke(command.cli, ["compare", tiny, "--to", "csq", "--json"])
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout)

@@ -61,12 +61,14 @@ def test_a_sound_dataset_is_decoded_and_reported_once(tmp_path):
     assert again.report == done.report
 
 
-@pytest.mark.parametrize("gone", ["store", "report", "report's end", "report's version"])
+@pytest.mark.parametrize("gone", ["store", "splits", "report", "report's end", "report's version"])
 def test_what_is_gone_is_made_again(tmp_path, gone):
     root = tree(tmp_path / "photos")
     done = prepare(opened(root, tmp_path))
     if gone == "store":
         shutil.rmtree(done.report["store"]["folder"])
+    elif gone == "splits":
+        Path(done.report["splits_file"]).unlink()
     elif gone == "report":
         done.path.unlink()
     elif gone == "report's end":
@@ -78,6 +80,17 @@ def test_what_is_gone_is_made_again(tmp_path, gone):
     assert again.report == done.report
     assert json.loads(done.path.read_text()) == done.report
     assert Path(done.report["store"]["folder"]).is_dir()
+    assert Path(done.report["splits_file"]).is_file()
+
+
+def test_the_splits_that_were_drawn_are_kept_and_can_be_handed_on(tmp_path):
+    dataset = opened(tree(tmp_path / "photos"), tmp_path, protocol={"split_seed": 3})
+    kept = prepare(dataset).report["splits_file"]
+    again = opened(tmp_path / "photos", tmp_path, protocol={"split_file": kept})
+    for role in ROLES:
+        rows = getattr(dataset.splits(), role)
+        assert np.array_equal(getattr(again.splits(), role), rows)
+        assert json.loads(Path(kept).read_text())[role] == [dataset.index().keys[r] for r in rows]
 
 
 def test_another_split_has_a_report_of_its_own_and_the_same_store(tmp_path):
