@@ -222,6 +222,8 @@ out. `asymbench prepare NAME --root DIR` says whether they are whole, and decode
 Images of one's own take one line, `datasets: [{folder: /my/photos}]` or
 `datasets: [{manifest: /my/list.csv}]`.
 
+What is checked, what is refused and what is dropped with a count: [data.md](data.md).
+
 Every dataset takes `label` (its name in tables) and `protocol`, a mapping that changes the split:
 
 """

@@ -20,6 +20,8 @@ def test_the_study_in_the_readme_is_valid():
 
 DOCUMENTS = [
     "README.md",
+    "docs/data.md",
+    "docs/metrics.md",
     "docs/results/cifar10_mini.md",
     "docs/results/cifar10_methods.md",
     "examples/own_method/README.md",
