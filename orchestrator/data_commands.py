@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from orchestrator.command_line import check_home, check_output, echo_json, json_option
-from retrieval.errors import InputError, UnknownNameError
+from retrieval.errors import InputError
 
 if TYPE_CHECKING:
     from retrieval.datasets import Dataset
@@ -40,7 +40,7 @@ def _open(given: str, root: str | None, overrides: tuple[str, ...]) -> Dataset:
     """Open the dataset of a command.
 
     Args:
-        given: a name, or a YAML mapping as in a study.
+        given: a name, the path of one's own images, or a YAML mapping as in a study.
         root: its option of that name.
         overrides: ``key=value`` settings.
 
@@ -49,12 +49,15 @@ def _open(given: str, root: str | None, overrides: tuple[str, ...]) -> Dataset:
     """
     from orchestrator.session import home_folder
     from orchestrator.study import apply_override, parse_yaml
-    from retrieval.datasets import open_dataset
+    from retrieval.datasets import DATASETS, open_dataset
 
     home = home_folder()
     check_home(home)
     options: Any = {"name": given}
-    if given.lstrip().startswith("{"):
+    own = _own(given) if given not in DATASETS else None
+    if own is not None:
+        options = own
+    elif given.lstrip().startswith("{"):
         options, _ = parse_yaml(given, "DATASET")
     keys = []
     if root is not None:
@@ -69,14 +72,21 @@ def _open(given: str, root: str | None, overrides: tuple[str, ...]) -> Dataset:
         keys.append(apply_override(options, assignment))
     try:
         return open_dataset(options, home=home)
-    except UnknownNameError as error:
-        if error.name == given and Path(given).expanduser().is_dir():
-            error.hint = f"for a folder of your own write: folder --root {shlex.quote(given)}"
-        raise
     except InputError as error:
         if any(error.key == key or f"{error.key}".startswith(f"{key}.") for key in keys):
             raise error.located(where="--set") from None
         raise
+
+
+def _own(given: str) -> dict[str, str] | None:
+    """Return the dataset that a path stands for: a folder or zip of images, or a list of them."""
+    try:
+        path = Path(given).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+            return {"folder": str(path)}
+        return {"manifest": str(path)} if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 @click.command()
@@ -87,9 +97,9 @@ def _open(given: str, root: str | None, overrides: tuple[str, ...]) -> Dataset:
 def prepare(dataset: str, root: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check and decode a dataset's images. Stop it at any time and run again.
 
-    DATASET is a name (see `asymbench list datasets`) or a mapping as in a study:
-    '{folder: PATH}'. The report, and a list of what cannot be read, lie in
-    ASYMBENCH_HOME/prepared.
+    DATASET is a name (see `asymbench list datasets`), a mapping as in a study, or the path of
+    images of your own: a folder, a zip, or a CSV or Parquet list. The report, and a list of what
+    cannot be read, lie in ASYMBENCH_HOME/prepared.
     """
     from retrieval.prepare import prepare as prepare_dataset
     from retrieval.prepare import report_text

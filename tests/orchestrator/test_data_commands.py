@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,11 +46,13 @@ def photos(tmp_path):
             rng = np.random.default_rng(number + 1000 * (title == "dog"))
             pixels = rng.integers(0, 256, (12, 15, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / title / f"{number:03d}.png")
+    (tmp_path / "notes.txt").write_text("nothing")
     return tmp_path / "photos"
 
 
 NAMES = [("folder", "--root", "photos"), ("{folder: photos}",),
-         ("{name: folder, root: photos}",), ("folder", "--set", "root=photos")]  # fmt: skip
+         ("{name: folder, root: photos}",), ("folder", "--set", "root=photos"),
+         ("photos",)]  # fmt: skip
 
 
 @pytest.mark.parametrize("named", NAMES)
@@ -63,6 +66,16 @@ def test_a_dataset_is_prepared_and_the_second_time_left_alone(asymbench, photos,
     assert code == 0
     assert out.startswith("already prepared: ")
     assert err == ""
+
+
+def test_a_list_or_a_zip_of_ones_own_is_a_dataset_by_its_path(asymbench, photos):
+    lines = [f"{path},{path.parent.name}" for path in sorted(Path("photos").rglob("*.png"))]
+    Path("list.csv").write_text("\n".join(["path,labels", *lines]) + "\n")
+    shutil.make_archive("packed", "zip", ".", "photos")
+    for given, name in (("list.csv", "manifest"), ("packed.zip", "folder")):
+        code, out, err = asymbench("describe", given)
+        assert code == 0, err
+        assert f"{name}: 60 images, 2 classes" in out
 
 
 def test_prepare_prints_json(asymbench, photos, home):
@@ -97,7 +110,8 @@ def test_options_of_the_dataset_are_set_by_dotted_keys(asymbench, photos):
         (["{folder: photos}", "--root", "photos"], ["--root: ", "one too many"]),
         (["{folder: photos"], ["DATASET"]),
         (["{1: 2}"], ["a dataset needs a name"]),
-        (["photos"], ["unknown dataset 'photos'", "write: folder --root photos"]),
+        (["photos", "--root", "photos"], ["--root: ", "one too many"]),
+        (["notes.txt"], ["dataset 'manifest'", "notes.txt"]),
         (["folder", "--root", "photos", "--set", "duplicates=kep"],
          ["--set  duplicates: ", "did you mean 'keep'?", "(given: 'kep')"]),
         (["folder", "--root", "photos", "--set", "protocol.qery_per_class=3"],
