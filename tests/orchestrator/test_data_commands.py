@@ -152,7 +152,8 @@ def test_unreadable_images_are_refused_and_can_then_be_left_out(asymbench, photo
 # ---- interruption ----------------------------------------------------------------------------
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in background
 from retrieval import decoding, image_build
 from retrieval.datasets import files
 original = files.decode_bytes
