@@ -196,11 +196,14 @@ def _decode_images(session: Session) -> None:
     if all(session.store.is_done(trial.id) for trial in session.plan.trials):
         return
     for index, dataset in enumerate(session.plan.datasets):
+        decoding = data_commands.Decoding(sys.stderr)
         try:
-            dataset.images()
+            dataset.images(progress=decoding)
         except InputError as error:
             error = error.located(prefix=f"datasets.{index}")
             raise error.located(where=session.source.locate(error.key)) from None
+        finally:
+            decoding.end()
 
 
 def _interrupt(signum: int, frame: object) -> None:
