@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.plan import Plan, Trial
 from orchestrator.store import StageStore
 from retrieval.errors import InputError, UnknownNameError
-from retrieval.significance import Comparison, bootstrap_interval, compare, holm
+from retrieval.metrics.significance import Comparison, bootstrap_interval, compare, holm
 
 Floats = NDArray[np.float64]
 

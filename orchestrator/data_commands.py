@@ -164,7 +164,7 @@ def describe(
     opened = _open(dataset, root, overrides)
     found = describe_dataset(opened)
     if path is not None:
-        from retrieval.contact_sheet import draw
+        from retrieval.images.contact_sheet import draw
 
         write_atomic(path, draw(opened, classes=classes))
     if as_json:

@@ -664,7 +664,7 @@ class _Runner:
         gallery: NDArray[np.float32],
         mode: Literal["cosine", "asymmetric"],
     ) -> float:
-        from retrieval.embeddings import expected_map_embeddings
+        from retrieval.metrics.embeddings import expected_map_embeddings
 
         own = self.dataset.score_embeddings(query, gallery, mode)
         if own is not None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from retrieval.codes import pack, packed_width, unpack
 from retrieval.engines import EngineName
 from retrieval.errors import InputError
-from retrieval.literature import check_legacy, legacy_average_precision
 from retrieval.metrics import Evaluation, evaluate, mean, resolve_cutoff
+from retrieval.metrics.literature import check_legacy, legacy_average_precision
 from retrieval.ranking import MEMORY_LIMIT, has_padding
 
 QUERY_CODES, GALLERY_CODES = "--query-codes", "--gallery-codes"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.datasets.pickles import Array, read_pickle
-from retrieval.landmarks import Ints, Landmark
+from retrieval.metrics.landmarks import Ints, Landmark
 
 LARGEST = 16 << 20
 """Bytes of the largest file that is read; those given out have less than one thirtieth."""

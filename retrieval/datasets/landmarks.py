@@ -25,7 +25,7 @@ from retrieval.datasets.files import Files, Tree, fingerprint, open_files, tree_
 from retrieval.datasets.gnd import LARGEST, GroundTruth, read_ground_truth
 from retrieval.errors import DatasetError, InputError
 from retrieval.images import DEFAULT_STORE_SIZE, Decoder
-from retrieval.landmarks import (
+from retrieval.metrics.landmarks import (
     LandmarkEvaluation,
     evaluate_landmark_embeddings,
     evaluate_landmarks,

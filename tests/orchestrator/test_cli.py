@@ -490,7 +490,8 @@ def test_a_damaged_image_is_refused_before_anything_trains(asymbench, home):
     Path("s.yaml").write_text(text)
     found = asymbench("run", "s.yaml", "--executor", "inline")
     assert found.code == 2
-    assert found.err.startswith("asymbench: s.yaml:2  datasets.0: 1 image of 24 cannot be read: ")
+    (message,) = [line for line in found.err.splitlines() if not line.startswith("decoded ")]
+    assert message.startswith("asymbench: s.yaml:2  datasets.0: 1 image of 24 cannot be read: ")
     assert "class1/3.png" in found.err
     assert not (home / "store").exists()
     assert not (home / "studies").exists()

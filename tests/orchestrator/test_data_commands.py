@@ -154,14 +154,14 @@ def test_unreadable_images_are_refused_and_can_then_be_left_out(asymbench, photo
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in background
-from retrieval import decoding, image_build
+from retrieval.images import build, decoding
 from retrieval.datasets import files
 original = files.decode_bytes
 def slowly(data, name):
     time.sleep(0.01)
     return original(data, name)
 files.decode_bytes = slowly
-image_build.cores = lambda: 1
+build.cores = lambda: 1
 from orchestrator import data_commands
 data_commands._QUIET_SECONDS = 0.0
 from orchestrator.cli import main

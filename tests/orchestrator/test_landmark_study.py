@@ -22,7 +22,7 @@ from orchestrator.study import load_study
 from retrieval.datasets import open_dataset
 from retrieval.datasets.gnd import read_ground_truth
 from retrieval.errors import InputError
-from retrieval.landmarks import evaluate_landmark_embeddings, evaluate_landmarks
+from retrieval.metrics.landmarks import evaluate_landmark_embeddings, evaluate_landmarks
 
 GALLERY = [f"tower_{number:06d}" for number in range(14)]
 QUERIES = ["tower_900000", "bridge_900001", "gate_900002"]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval.contact_sheet import SHOWN, choose, draw
 from retrieval.datasets import Dataset, DatasetIndex, open_dataset
 from retrieval.datasets.base import DatasetOptions
 from retrieval.describe import ROLES, describe, to_text
 from retrieval.errors import DatasetError
+from retrieval.images.contact_sheet import SHOWN, choose, draw
 from retrieval.protocols import Protocol
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from retrieval import metrics
 from retrieval.codes import pack, sgn
-from retrieval.embeddings import (
+from retrieval.errors import InputError
+from retrieval.metrics.embeddings import (
     expected_average_precision_embeddings,
     expected_map_embeddings,
 )
-from retrieval.errors import InputError
 from tests.oracles import ranking as oracle
 
 MODES = ("cosine", "asymmetric")
@@ -275,7 +275,7 @@ def test_a_cutoff_beyond_the_gallery_is_all(mode):
 
 _DIGEST = """
 import hashlib, numpy as np
-from retrieval.embeddings import expected_average_precision_embeddings as ap
+from retrieval.metrics.embeddings import expected_average_precision_embeddings as ap
 rng = np.random.default_rng(0)
 q, g = rng.normal(size=(8, 48)).astype('f4'), rng.normal(size=(4000, 48)).astype('f4')
 l, m = rng.integers(0, 5, 8), rng.integers(0, 5, 4000)

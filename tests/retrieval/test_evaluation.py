@@ -11,8 +11,8 @@ import pytest
 from retrieval.codes import pack
 from retrieval.errors import InputError
 from retrieval.evaluation import evaluate_files
-from retrieval.literature import LEGACY, legacy_average_precision
 from retrieval.metrics import evaluate
+from retrieval.metrics.literature import LEGACY, legacy_average_precision
 
 KEYS = ["--query-codes", "--gallery-codes", "--query-labels", "--gallery-labels"]
 BITS = 12

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from retrieval import graded, metrics
+from retrieval import metrics
 from retrieval.codes import pack
 from retrieval.errors import InputError
-from retrieval.tied import between
+from retrieval.metrics import graded
+from retrieval.metrics.tied import between
 from tests.oracles import graded as oracle
 from tests.oracles.ranking import hamming
 

@@ -23,11 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from retrieval import image_build, images
+from retrieval import images
 from retrieval.datasets import open_dataset
 from retrieval.errors import DatasetError
-from retrieval.image_build import BLOCK, Reopening, UnreadableImagesError
+from retrieval.images import build as image_build
 from retrieval.images import decode_bytes, open_images, square
+from retrieval.images.build import BLOCK, Reopening, UnreadableImagesError
 
 N = 200
 PIXELS = np.random.default_rng(1).integers(0, 256, (N, 6, 6, 3), dtype=np.uint8)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.codes import pack
-from retrieval.landmarks import (
+from retrieval.metrics.landmarks import (
     CUTOFFS,
     LEVELS,
     Landmark,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from retrieval import metrics
 from retrieval.codes import pack
 from retrieval.errors import InputError, UnknownNameError
-from retrieval.literature import LEGACY, legacy_average_precision, legacy_cutoff
+from retrieval.metrics.literature import LEGACY, legacy_average_precision, legacy_cutoff
 from tests.oracles import literature as oracle
 
 ORACLES = {"deephash_pytorch": oracle.deephash, "orthohash": oracle.orthohash}

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import metrics, tied
+from retrieval import metrics
 from retrieval.codes import pack
 from retrieval.errors import InputError
+from retrieval.metrics import tied
 from tests.oracles import ranking as oracle
 from tests.oracles.bounds import bounds as oracle_bounds
 

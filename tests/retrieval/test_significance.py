@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from retrieval import metrics, significance, streams
+from retrieval import metrics, streams
 from retrieval.errors import InputError
+from retrieval.metrics import significance
 from tests.oracles import resampling as oracle
 
 EIGHTHS = st.integers(0, 8).map(lambda i: i / 8)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from retrieval import metrics
 from retrieval.codes import pack
-from retrieval.statistics import distance_statistics
-from retrieval.tied import TiedRankings
+from retrieval.metrics.statistics import distance_statistics
+from retrieval.metrics.tied import TiedRankings
 from tests.oracles.ranking import hamming
 
 

@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.embeddings import Mode, ranking_places
 from retrieval.errors import InputError
+from retrieval.metrics.embeddings import Mode, ranking_places
 from retrieval.ranking import check_packed, hamming_distances
 
 Ints = NDArray[np.int64]
@@ -206,7 +206,7 @@ def evaluate_landmark_embeddings(
         query: (Q, B) embeddings, floats or signed integers.
         gallery: (N, B) embeddings; "asymmetric" takes their sign, or packed codes.
         truth: (Q,) what is known of each query.
-        mode: "cosine" or "asymmetric"; see `retrieval.embeddings`.
+        mode: "cosine" or "asymmetric"; see `retrieval.metrics.embeddings`.
 
     Raises:
         ValueError: no query or no gallery image; values that are not finite; shapes or lengths

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from retrieval.tied import (
+from retrieval.metrics.tied import (
     Floats,
     Ints,
     Table,

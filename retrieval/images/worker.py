@@ -1,7 +1,7 @@
 """The process that decodes blocks of a store: lines of JSON in, lines of JSON out.
 
-Started by ``retrieval.image_build``, by nothing else. The first line says what to open; each other
-line names a block. It ends with its input.
+Started by ``retrieval.images.build``, by nothing else. The first line says what to open; each
+other line names a block. It ends with its input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
 
 def _serve(order: dict[str, Any], tell: Any) -> None:
     from retrieval.datasets import open_dataset
-    from retrieval.image_build import Layout, MixedSizesError, decode_block
+    from retrieval.images.build import Layout, MixedSizesError, decode_block
 
     try:
         dataset = open_dataset(order["dataset"], home=Path(order["home"]))

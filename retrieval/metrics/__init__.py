@@ -3,9 +3,9 @@
 A Hamming ranking of N items has at most B + 1 distinct places, so most items are tied, and the
 order in which ties happen to be listed moves AP by more than most methods differ. ``map``, nDCG,
 precision and recall here are expectations over uniformly random orders of equal distances, in
-closed form: `retrieval.tied` and `retrieval.graded` derive them. What remains of the order of ties
-is in ``map_stable``, which takes gallery order as public code does, and in the bounds
-``map_worst`` and ``map_best``.
+closed form: `retrieval.metrics.tied` and `retrieval.metrics.graded` derive them. What remains of
+the order of ties is in ``map_stable``, which takes gallery order as public code does, and in the
+bounds ``map_worst`` and ``map_best``.
 
 All of it is computed from the integers that `retrieval.ranking.count` returns, so neither engine,
 threads, memory nor chunk size can change a byte. The functions below are pure functions of those
@@ -24,10 +24,14 @@ from numpy.typing import NDArray
 
 from retrieval.engines import EngineName
 from retrieval.errors import InputError
-from retrieval.graded import Graded, binary_grades, expected_ndcg
-from retrieval.literature import LEGACY, check_legacy, legacy_average_precision, legacy_cutoff
-from retrieval.ranking import MEMORY_LIMIT, Counts, Relevance, count, histograms
-from retrieval.significance import (
+from retrieval.metrics.graded import Graded, binary_grades, expected_ndcg
+from retrieval.metrics.literature import (
+    LEGACY,
+    check_legacy,
+    legacy_average_precision,
+    legacy_cutoff,
+)
+from retrieval.metrics.significance import (
     LEVEL,
     Comparison,
     bootstrap_interval,
@@ -35,13 +39,13 @@ from retrieval.significance import (
     compare,
     holm,
 )
-from retrieval.statistics import (
+from retrieval.metrics.statistics import (
     CodeStatistics,
     DistanceStatistics,
     code_statistics,
     distance_statistics,
 )
-from retrieval.tied import (
+from retrieval.metrics.tied import (
     Floats,
     Ints,
     TiedRankings,
@@ -49,6 +53,7 @@ from retrieval.tied import (
     mean,
     resolve_cutoff,
 )
+from retrieval.ranking import MEMORY_LIMIT, Counts, Relevance, count, histograms
 
 __all__ = [
     "LEGACY",
@@ -99,7 +104,7 @@ class Evaluation:
         map_macro: mean over classes of the mAP of their queries: `per_class_map`.
         map_per_class: ``{"class", "map", "queries"}`` of each class that a query has, by number.
         legacy: mAP as public code bases compute it, by the names asked for; see
-            `retrieval.literature`.
+            `retrieval.metrics.literature`.
         ndcg: mean expected nDCG@K, gain 2^g - 1 for g labels shared; a query with which no item
             shares a label counts 0. None only where the gains of labels shared by the dozen
             would not fit in 64 bits.
@@ -118,7 +123,7 @@ class Evaluation:
         intra_distance_mean: mean distance of relevant pairs, in bits; None if there are none.
         inter_distance_mean: mean distance of the other pairs, in bits; None if there are none.
         distance_overlap: how much the distances of the two kinds of pairs overlap, 0..1; None
-            where either kind is missing. See `retrieval.statistics.DistanceStatistics`.
+            where either kind is missing. See `retrieval.metrics.statistics.DistanceStatistics`.
         intra_distances: relevant pairs at distances 0..B.
         inter_distances: other pairs at distances 0..B.
         query_codes: statistics of the query codes.
@@ -201,7 +206,8 @@ def evaluate(
         ndcg_at: further cut-offs of nDCG; those above N are left out.
         bootstrap: resamples of the interval of mAP, at least 39; 0 for no interval.
         legacy: names of public code bases whose mAP to compute too, of
-            `retrieval.literature.LEGACY`. ``deephash_pytorch`` at "all" takes a second pass.
+            `retrieval.metrics.literature.LEGACY`. ``deephash_pytorch`` at "all" takes a second
+            pass.
         engine: of `retrieval.ranking.count`; it, and the next three, change time and memory only.
         device: of the torch engine.
         threads: chunks of queries that are counted at the same time.
@@ -310,7 +316,7 @@ def expected_map(
 def expected_average_precision(n: Ints, r: Ints, at: int | str = "all") -> Floats:
     """Return the exact expectation of AP@K over uniformly random orders of equal distances.
 
-    `retrieval.tied.TiedRankings.expected_average_precision` has the formula.
+    `retrieval.metrics.tied.TiedRankings.expected_average_precision` has the formula.
 
     Args:
         n: (Q, B + 1) items at each distance; every row sums to the gallery size.

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.decoding import Decoder, square
 from retrieval.errors import DatasetError
+from retrieval.images.decoding import Decoder, square
 
 BLOCK = 32
 """Images in a block; part of the journal's format."""
@@ -53,7 +53,7 @@ _MOST_WORKERS = 64
 
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from retrieval.image_worker import main; main()"
+    "from retrieval.images.worker import main; main()"
 )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.metrics.tied import Ints, TiedRankings, mean
 from retrieval.ranking import check_packed, widen
-from retrieval.tied import Ints, TiedRankings, mean
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from retrieval import streams
 from retrieval.datasets import Dataset
-from retrieval.decoding import Decoder, square
 from retrieval.describe import class_sizes, labels_an_image
 from retrieval.errors import DatasetError
+from retrieval.images.decoding import Decoder, square
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont

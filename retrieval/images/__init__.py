@@ -17,9 +17,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from retrieval.decoding import Decoder, decode_bytes, square
 from retrieval.errors import DatasetError
-from retrieval.image_build import JOURNAL, PIXELS, Build, Reopening, UnreadableImagesError
+from retrieval.images.build import JOURNAL, PIXELS, Build, Reopening, UnreadableImagesError
+from retrieval.images.decoding import Decoder, decode_bytes, square
 
 __all__ = [
     "DEFAULT_STORE_SIZE",

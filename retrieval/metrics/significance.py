@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval import streams
 from retrieval.errors import InputError
-from retrieval.tied import Floats, Ints, mean
+from retrieval.metrics.tied import Floats, Ints, mean
 
 #: Coverage of the intervals.
 LEVEL = 0.95

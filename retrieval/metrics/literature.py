@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import UnknownNameError
-from retrieval.tied import Floats, resolve_cutoff
+from retrieval.metrics.tied import Floats, resolve_cutoff
 
 #: The public code bases whose scores can be had by name.
 LEGACY = ("deephash_pytorch", "orthohash")
