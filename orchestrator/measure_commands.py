@@ -70,7 +70,7 @@ def evaluate(
         if legacy or at != "all":
             given = "--legacy" if legacy else "--at"
             raise InputError("the landmarks' protocol has no such option", key=given)
-        from retrieval.metrics.landmarks import evaluate_landmark_files
+        from retrieval.evaluation import evaluate_landmark_files
 
         scored = evaluate_landmark_files(query_codes, gallery_codes, gnd, bits=bits)
     else:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,13 @@ from retrieval.metrics import Evaluation, evaluate, mean, resolve_cutoff
 from retrieval.metrics.literature import check_legacy, legacy_average_precision
 from retrieval.ranking import MEMORY_LIMIT, has_padding
 
+if TYPE_CHECKING:
+    from retrieval.datasets.gnd import GroundTruth
+    from retrieval.metrics.landmarks import LandmarkEvaluation
+
 QUERY_CODES, GALLERY_CODES = "--query-codes", "--gallery-codes"
 QUERY_LABELS, GALLERY_LABELS = "--query-labels", "--gallery-labels"
+GND = "--gnd"
 
 #: Options that are checked where they are used, by the name they have there.
 _OPTIONS = {
@@ -135,6 +140,55 @@ def evaluate_files(
 def _outputs(codes: Codes) -> NDArray[Any]:
     """Return (N, B) values whose signs are the codes, zeros included where the file has them."""
     return unpack(codes.packed, codes.bits) if codes.outputs is None else codes.outputs
+
+
+def evaluate_landmark_files(
+    query_codes: str | os.PathLike[str],
+    gallery_codes: str | os.PathLike[str],
+    gnd: str | os.PathLike[str],
+    bits: int | None = None,
+) -> LandmarkEvaluation:
+    """Evaluate the codes of two ``.npy`` files by a ground truth file.
+
+    Args:
+        query_codes: codes as `evaluate_files` takes them, one for each query
+            in the order of ``qimlist``.
+        gallery_codes: likewise, one for each image in the order of ``imlist``.
+        gnd: the pickle as given out, which is read without executing it, or the same as JSON.
+        bits: B; needed for packed codes, checked against the others.
+
+    Raises:
+        InputError: a file is missing or not what it should be, or two do not fit together; the
+            error's key is the option.
+    """
+    from retrieval.metrics.landmarks import evaluate_landmarks
+
+    query, gallery = load_code_files(query_codes, gallery_codes, bits)
+    truth = _load_truth(gnd)
+    for key, path, codes, wanted, listed in (
+        (QUERY_CODES, query_codes, query, truth.queries, "qimlist"),
+        (GALLERY_CODES, gallery_codes, gallery, truth.gallery, "imlist"),
+    ):
+        if len(codes.packed) != len(wanted):
+            raise InputError(
+                f"has {len(codes.packed):,} codes; {listed!r} of the ground truth has "
+                f"{len(wanted):,} images",
+                key=key,
+                where=os.fspath(path),
+            )
+    return evaluate_landmarks(query.packed, gallery.packed, truth.landmarks, query.bits)
+
+
+def _load_truth(gnd: str | os.PathLike[str]) -> GroundTruth:
+    from retrieval.datasets.gnd import read_ground_truth_file
+
+    try:
+        return read_ground_truth_file(gnd)
+    except ValueError as error:
+        raise InputError(str(error), key=GND, where=os.fspath(gnd)) from None
+    except OSError as error:
+        reason = error.strerror or "it is no file"
+        raise InputError(f"cannot be read: {reason}", key=GND, where=os.fspath(gnd)) from None
 
 
 def load_code_files(

@@ -31,25 +31,19 @@ it that is none raises AP, so that the best order of ties has positives first an
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import InputError
 from retrieval.metrics.embeddings import Mode, ranking_places
 from retrieval.ranking import check_packed, hamming_distances
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-if TYPE_CHECKING:
-    from retrieval.datasets.gnd import GroundTruth
-
-GND = "--gnd"
 
 Level = Literal["easy", "medium", "hard"]
 LEVELS: tuple[Level, ...] = ("easy", "medium", "hard")
@@ -214,55 +208,6 @@ def evaluate_landmark_embeddings(
     """
     places = ranking_places(query, gallery, mode)
     return _evaluate(places, truth, len(query), len(gallery), None)
-
-
-def evaluate_landmark_files(
-    query_codes: str | os.PathLike[str],
-    gallery_codes: str | os.PathLike[str],
-    gnd: str | os.PathLike[str],
-    bits: int | None = None,
-) -> LandmarkEvaluation:
-    """Evaluate the codes of two ``.npy`` files by a ground truth file.
-
-    Args:
-        query_codes: codes as `retrieval.evaluation.evaluate_files` takes them, one for each query
-            in the order of ``qimlist``.
-        gallery_codes: likewise, one for each image in the order of ``imlist``.
-        gnd: the pickle as given out, which is read without executing it, or the same as JSON.
-        bits: B; needed for packed codes, checked against the others.
-
-    Raises:
-        InputError: a file is missing or not what it should be, or two do not fit together; the
-            error's key is the option.
-    """
-    from retrieval.evaluation import GALLERY_CODES, QUERY_CODES, load_code_files
-
-    query, gallery = load_code_files(query_codes, gallery_codes, bits)
-    truth = _load_truth(gnd)
-    for key, path, codes, wanted, listed in (
-        (QUERY_CODES, query_codes, query, truth.queries, "qimlist"),
-        (GALLERY_CODES, gallery_codes, gallery, truth.gallery, "imlist"),
-    ):
-        if len(codes.packed) != len(wanted):
-            raise InputError(
-                f"has {len(codes.packed):,} codes; {listed!r} of the ground truth has "
-                f"{len(wanted):,} images",
-                key=key,
-                where=os.fspath(path),
-            )
-    return evaluate_landmarks(query.packed, gallery.packed, truth.landmarks, query.bits)
-
-
-def _load_truth(gnd: str | os.PathLike[str]) -> GroundTruth:
-    from retrieval.datasets.gnd import read_ground_truth_file
-
-    try:
-        return read_ground_truth_file(gnd)
-    except ValueError as error:
-        raise InputError(str(error), key=GND, where=os.fspath(gnd)) from None
-    except OSError as error:
-        reason = error.strerror or "it is no file"
-        raise InputError(f"cannot be read: {reason}", key=GND, where=os.fspath(gnd)) from None
 
 
 def average_precision(positions: Ints, positives: int) -> float:

@@ -22,8 +22,9 @@ from retrieval.datasets import open_dataset
 from retrieval.datasets.gnd import LARGEST, read_ground_truth, write_ground_truth
 from retrieval.datasets.pickles import Array, read_pickle
 from retrieval.errors import DatasetError, InputError
+from retrieval.evaluation import evaluate_landmark_files
 from retrieval.images import decode_bytes
-from retrieval.metrics.landmarks import evaluate_landmark_files, evaluate_landmarks
+from retrieval.metrics.landmarks import evaluate_landmarks
 
 GALLERY = ["tower_000004", "arch_000001", "gate_000007", "tower_000002", "dome_000003"]
 QUERIES = ["tower_000009", "arch_000008"]
