@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.plan import Plan, Trial
 from orchestrator.store import StageStore
 from retrieval.errors import InputError, UnknownNameError
+from retrieval.evaluation import load_scores
 from retrieval.metrics.significance import Comparison, bootstrap_interval, compare, holm
 
 Floats = NDArray[np.float64]
@@ -51,7 +52,7 @@ class Table:
     """The methods of one dataset, pair and code length, against one of them.
 
     Attributes:
-        dataset, pair, at, bits: of all its trials.
+        dataset, pair, at, bits: of all its trials; empty and None of files.
         reference: the method that the others are compared with; None where nothing is done.
         lines: by method, in the study's order.
     """
@@ -59,7 +60,7 @@ class Table:
     dataset: str
     pair: str
     at: str
-    bits: int
+    bits: int | None
     reference: str | None
     lines: list[Line]
 
@@ -116,6 +117,44 @@ def compare_study(
             # Queries to which a dataset's ground truth has no answer are the same in all trials.
             seeds[trial.seed] = scores[~np.isnan(scores)]
     return [Table(*key, *_compared(methods, wanted, draws)) for key, methods in groups.items()]
+
+
+def compare_files(
+    paths: Sequence[str], *, to: str | None = None, draws: int = 10_000
+) -> list[Table]:
+    """Compare scores of the same queries from anywhere, as ``evaluate --output`` writes them.
+
+    Args:
+        paths: .npy files, each (Q,) scores in [0, 1]; NaN where a query has no answer.
+        to: the file that the others are compared with; the best by default.
+        draws: as for `compare_study`.
+
+    Raises:
+        UnknownNameError: ``to`` is none of the files.
+        InputError: a file cannot be read or does not hold such scores; lengths differ; one file is
+            named twice; or ``draws`` is too small.
+    """
+    if len(set(paths)) < len(paths):
+        raise InputError("names a file twice", key="FILES")
+    wanted = None if to is None else _named(to, paths)
+    scores = {path: load_scores(path, "FILES") for path in paths}
+    first = paths[0]
+    for path in paths[1:]:
+        if len(scores[path]) != len(scores[first]):
+            raise InputError(
+                f"scores {len(scores[path])} queries, {first} {len(scores[first])}: all files "
+                "must score the same queries in the same order",
+                key="FILES",
+                where=path,
+            )
+        if not np.array_equal(np.isnan(scores[path]), np.isnan(scores[first])):
+            raise InputError(
+                f"has no score of other queries than {first}", key="FILES", where=path
+            )
+    answered = {path: {0: values[~np.isnan(values)]} for path, values in scores.items()}
+    if not len(answered[first][0]):
+        raise InputError("has no scores", key="FILES", where=first)
+    return [Table("", "", "", None, *_compared(answered, wanted, draws))]
 
 
 def _compared(
@@ -191,7 +230,8 @@ def to_text(tables: Sequence[Table]) -> str:
             "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in body
         ]
         against = f", against {table.reference}" if table.reference else ""
-        title = f"{table.dataset} · {table.pair} · {table.bits} bit · mAP@{table.at}{against}"
+        of_trials = f"{table.dataset} · {table.pair} · {table.bits} bit · mAP@{table.at}"
+        title = f"{'mean score' if table.bits is None else of_trials}{against}"
         rule = "-" * max(len(title), *map(len, lines))
         blocks.append("\n".join([title, rule, lines[0], rule, *lines[1:], rule]))
     note = (

@@ -152,23 +152,36 @@ def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("given", nargs=-1, required=True, metavar="STUDY | FILE.npy...")
 @set_option
 @json_option
-@click.option(
-    "--to", metavar="METHOD", help="Compare with this method; default: each column's best."
-)
+@click.option("--to", metavar="METHOD", help="Compare with this one; default: each column's best.")
 @click.option(
     "--draws", type=int, default=10_000, show_default=True, help="Resamples and sign flips."
 )
 def compare(
-    study: str, overrides: tuple[str, ...], as_json: bool, to: str | None, draws: int
+    given: tuple[str, ...],
+    overrides: tuple[str, ...],
+    as_json: bool,
+    to: str | None,
+    draws: int,
 ) -> None:
-    """Tell which differences of a study's table are more than chance, by paired tests."""
-    from orchestrator.comparison import compare_study, to_text
+    """Tell which differences are more than chance, by paired tests over the queries.
 
-    session = open_study(study, overrides, ran=True)
-    tables = compare_study(session.plan, session.store, to=to, draws=draws)
+    STUDY: every column of its tables. FILES: scores of the same queries from anywhere, as
+    `asymbench evaluate --output` writes them.
+    """
+    from orchestrator.comparison import compare_files, compare_study, to_text
+
+    if len(given) == 1 and not given[0].endswith(".npy"):
+        session = open_study(given[0], overrides, ran=True)
+        tables = compare_study(session.plan, session.store, to=to, draws=draws)
+    else:
+        if overrides:
+            raise InputError("is for studies; these are files", key="--set", value=overrides[0])
+        if len(given) < 2:
+            raise InputError("at least two files are needed", key="FILES", value=given[0])
+        tables = compare_files(given, to=to, draws=draws)
     if as_json:
         echo_json([row for found in tables for row in found.rows()])
     else:

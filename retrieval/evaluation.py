@@ -329,6 +329,33 @@ def _load_labels(
     return multi_hot
 
 
+def load_scores(path: str | os.PathLike[str], key: str) -> NDArray[np.float64]:
+    """Read the scores of queries, as ``asymbench evaluate --output`` writes them.
+
+    Args:
+        path: a .npy file, (Q,) in [0, 1], NaN where a query has no answer.
+        key: the option to name in messages.
+
+    Raises:
+        InputError: it cannot be read, or does not hold such scores.
+    """
+    where = os.fspath(path)
+    scores = _load(path, key)
+    if scores.ndim != 1:
+        raise InputError(
+            f"scores must be one a query, (Q,); got shape {scores.shape}", key=key, where=where
+        )
+    _refuse_empty(scores, key, where)
+    values: NDArray[np.float64] = scores.astype(np.float64)
+    wrong = np.flatnonzero((values < 0) | (values > 1))
+    if wrong.size:
+        first = int(wrong[0])
+        raise InputError(
+            f"scores lie in [0, 1]; query {first} has {values[first]:g}", key=key, where=where
+        )
+    return values
+
+
 def _load(path: str | os.PathLike[str], key: str) -> NDArray[Any]:
     """Read one array; nothing in the file is executed."""
     where = os.fspath(path)

@@ -213,3 +213,64 @@ def test_the_command_compares_a_study_that_ran(tiny):
     assert "paired over the test queries" in shown.stdout
     wrong = runner.invoke(command.cli, ["compare", tiny, "--draws", "5"])
     assert "at least 39 resamples" in str(wrong.exception)
+
+
+# ---- files -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, scores in (("a", A), ("b", B), ("c", [*A[:2], NAN, NAN])):
+        np.save(f"{name}.npy", np.array(scores))
+    np.save("short.npy", np.array(A[:3]))
+    np.save("square.npy", np.zeros((2, 2)))
+    np.save("percent.npy", np.array([90.0, 80.0, 70.0, 60.0]))
+    np.save("none.npy", np.full(4, NAN))
+    Path("text.npy").write_text("no array")
+
+
+@pytest.mark.parametrize(("options", "reference"), [((), "a.npy"), (("--to", "b.npy"), "b.npy")])
+def test_files_of_scores_are_compared(files, options, reference):
+    found = CliRunner().invoke(command.cli, ["compare", "a.npy", "b.npy", "--json", *options])
+    assert found.exit_code == 0, found.output
+    rows = json.loads(found.stdout)
+    assert [row["method"] for row in rows] == ["a.npy", "b.npy"]
+    assert {row["reference"] for row in rows} == {reference}
+    (compared,) = [row for row in rows if row["method"] != reference]
+    sign = -1 if reference == "a.npy" else 1
+    assert compared["difference"] == pytest.approx(sign * 0.25)
+    assert compared["p_value"] == 2 / 16
+    shown = CliRunner().invoke(command.cli, ["compare", "a.npy", "b.npy"]).stdout
+    assert shown.startswith("mean score, against a.npy\n")
+
+
+def test_queries_without_an_answer_in_both_files_are_left_out(files):
+    np.save("d.npy", np.array([0.5, 0.5, NAN, NAN]))
+    found = CliRunner().invoke(command.cli, ["compare", "c.npy", "d.npy", "--json"])
+    rows = json.loads(found.stdout)
+    assert [row["map"] for row in rows] == pytest.approx([0.85, 0.5])
+    assert rows[1]["queries"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["a.npy"], "at least two files are needed"),
+        (["a.npy", "a.npy"], "names a file twice"),
+        (["a.npy", "gone.npy"], "gone.npy  FILES: no such file"),
+        (["a.npy", "text.npy"], "not a .npy file"),
+        (["a.npy", "short.npy"], "scores 3 queries, a.npy 4"),
+        (["a.npy", "square.npy"], "one a query"),
+        (["a.npy", "percent.npy"], "query 0 has 90"),
+        (["a.npy", "c.npy"], "no score of other queries than a.npy"),
+        (["none.npy", "none2.npy"], "has no scores"),
+        (["a.npy", "b.npy", "--to", "a.np"], "did you mean 'a.npy'"),
+        (["a.npy", "b.npy", "--set", "bits=8"], "--set: is for studies"),
+    ],
+)
+def test_wrong_files_are_refused(files, args, message):
+    np.save("none2.npy", np.full(4, NAN))
+    found = CliRunner().invoke(command.cli, ["compare", *args])
+    assert isinstance(found.exception, InputError)
+    assert message in str(found.exception)
