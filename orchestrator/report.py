@@ -7,7 +7,7 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,21 @@ def rows(plan: Plan, store: StageStore) -> list[dict[str, Any]]:
 
 
 def _asked(plan: Plan) -> list[str]:
-    """Return the further scores that the study asks for."""
+    """Return the further scores that the study asks for, or that a dataset has of its own."""
     modes = {
         mode
         for stage in plan.of_kind("metrics")
         for option in ("retrieval", "legacy")
         for mode in stage.setup.get(option, ())
     }
-    return [name for name in _ASKED if name.removeprefix("map_") in modes]
+    own = dict.fromkeys(name for titles in _titles(plan).values() for name in titles)
+    asked = [name for name in _ASKED if name.removeprefix("map_") in modes]
+    return [*(name for name in own if name != "map"), *asked]
+
+
+def _titles(plan: Plan) -> dict[str, Mapping[str, str]]:
+    """Return how each dataset calls the scores that it has of its own."""
+    return {d.label: d.score_titles for d in plan.datasets if d.score_titles}
 
 
 def trial_failure(trial: Trial, store: StageStore) -> dict[str, Any] | None:
@@ -129,12 +136,13 @@ class Grid:
     lines: list[tuple[str, list[Cell | None]]]
     seeds: int
     score: str = "map"
+    called: str = ""
 
     @property
     def title(self) -> str:
         """What the table shows."""
         seeds = f", mean ± sd of {self.seeds} seeds" if self.seeds > 1 else ""
-        ranked = f" · {_ASKED[self.score]}" if self.score in _ASKED else ""
+        ranked = f" · {self.called}" if self.called else ""
         return f"{self.dataset} · {self.pair} · mAP@{self.at}{ranked}{seeds}"
 
 
@@ -144,8 +152,13 @@ def grids(plan: Plan, store: StageStore) -> list[Grid]:
     for row in rows(plan, store):
         table.setdefault((row["dataset"], row["pair"], str(row["at"])), []).append(row)
     found = []
+    titles = _titles(plan)
+    of_datasets = {name for own in titles.values() for name in own} - {"map"}
     for score in ("map", *_asked(plan)):
         for (dataset, pair, at), here in table.items():
+            called = titles.get(dataset, {}).get(score, _ASKED.get(score, ""))
+            if score in of_datasets and not called:
+                continue  # another dataset's score
             bits = sorted({row["bits"] for row in here})
             lines: dict[str, dict[int, list[float | None]]] = {}
             for row in here:
@@ -162,6 +175,7 @@ def grids(plan: Plan, store: StageStore) -> list[Grid]:
                     ],
                     seeds=len({row["seed"] for row in here}),
                     score=score,
+                    called=called,
                 )
             )
     return found

@@ -162,6 +162,8 @@ class Dataset(ABC):
         Options: the options' class.
         path_options: options that are paths; a study's are found beside its file.
         dataset_options: options that are datasets themselves.
+        score_titles: what tables call the figures of `score`, ``map`` first; empty where labels
+            tell who matches.
         what, source, licence, obtain: for people.
 
     Args:
@@ -174,6 +176,7 @@ class Dataset(ABC):
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
     path_options: ClassVar[tuple[str, ...]] = ("root", "exclude")
     dataset_options: ClassVar[tuple[str, ...]] = ()
+    score_titles: ClassVar[Mapping[str, str]] = {}
     what: ClassVar[str]
     source: ClassVar[str]
     licence: ClassVar[str]

@@ -78,6 +78,7 @@ class LandmarkDataset(Dataset):
     options: LandmarkOptions
     path_options = ("root", "exclude", "gnd")
     dataset_options = ("train",)
+    score_titles: ClassVar = {"map": "Medium", "map_easy": "Easy", "map_hard": "Hard"}
     title: ClassVar[str]
     counts: ClassVar[tuple[int, int]]
 

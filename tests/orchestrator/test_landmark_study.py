@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +167,31 @@ def test_the_table_is_by_medium_map(ran):
     ]
     [table] = [grid for grid in grids(plan, store) if grid.score == "map"]
     assert table.lines[0][1][0].n == 2
+    assert " · Medium" in table.title
+
+
+@pytest.mark.parametrize(("score", "title"), [("map_easy", "Easy"), ("map_hard", "Hard")])
+def test_easy_and_hard_have_tables_of_their_own(ran, score, title):
+    plan, store = ran
+    [table] = [grid for grid in grids(plan, store) if grid.score == score]
+    assert f" · {title}" in table.title
+    values = [store.manifest(trial.id).result[score] for trial in plan.trials]
+    assert table.lines[0][1][0].mean == pytest.approx(sum(values) / 2, abs=1e-15)
+    assert [row[score] for row in rows(plan, store)] == values
+
+
+def test_datasets_with_labels_have_no_tables_of_landmarks(ran):
+    plan, store = ran
+    labelled = SimpleNamespace(label="digits", score_titles={})
+    other = [SimpleNamespace(**{**vars(trial), "dataset": "digits"}) for trial in plan.trials]
+    mixed = SimpleNamespace(
+        trials=[*plan.trials, *other],
+        datasets=[*plan.datasets, labelled],
+        of_kind=plan.of_kind,
+    )
+    shown = [(grid.dataset, grid.score) for grid in grids(mixed, store)]
+    assert ("digits", "map") in shown
+    assert not {("digits", "map_easy"), ("digits", "map_hard")} & set(shown)
 
 
 def test_queries_without_an_answer_do_not_disturb_what_reads_the_scores(ran):
