@@ -69,7 +69,10 @@ class UnreadableImagesError(DatasetError):
         first = "; ".join(list(self.problems.values())[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         count = "1 image" if len(problems) == 1 else f"{len(problems)} images"
-        super().__init__(f"{count} of {n} cannot be read: {first}{more}")
+        super().__init__(
+            f"{count} of {n} cannot be read: {first}{more}",
+            hint="`asymbench prepare` lists all of them, and says how to leave them out",
+        )
 
 
 @dataclass(frozen=True)

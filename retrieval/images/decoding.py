@@ -54,6 +54,8 @@ def decode_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
             if image.mode[0] in "IF":
                 # convert("RGB") would clip these to white instead of scaling them.
                 raise DatasetError(f"{name} (pixels of mode {image.mode}, 8 bits are needed)")
+            if image.format in ("JPEG", "MPO") and _ends_in_zeros(data):
+                raise DatasetError(f"{name} (zeros instead of the end of the image)")
             ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(image.convert("RGB"))
     except DatasetError:
@@ -61,6 +63,20 @@ def decode_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
     except Exception as error:  # a decoder may raise anything on a damaged file
         reason = "no image that can be decoded" if "BytesIO" in str(error) else str(error)
         raise DatasetError(f"{name} ({reason})") from None
+
+
+def _ends_in_zeros(data: bytes) -> bool:
+    """Whether a JPEG's end was never written, though the file has its length.
+
+    So are files whose space was reserved before they were fetched. To the decoder zeros are
+    pixels; only the mark of the end is missing, which a thumbnail in the header has too.
+    """
+    if not data.endswith(bytes(16)):
+        return False
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return b"\xff\xd9" not in data[place:]
 
 
 def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -135,7 +135,7 @@ def test_unreadable_images_are_counted_and_named_and_nothing_is_left(tmp_path):
 
     with pytest.raises(DatasetError) as caught:
         build(tmp_path / "x", decode)
-    message = str(caught.value)
+    message = caught.value.problem
     assert message.startswith("10 images of 200 cannot be read: 3.jpg (damaged); 23.jpg")
     assert message.endswith("; and 5 more")
     assert left(tmp_path / "x") == []
@@ -158,6 +158,29 @@ def test_all_unreadable_images_are_in_the_error(tmp_path):
     with pytest.raises(UnreadableImagesError) as caught:
         build(tmp_path / "x", decode)
     assert caught.value.problems == {n: f"{n}.jpg (damaged)" for n in range(3, N, 20)}
+    assert "asymbench prepare" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("thumbnail", [False, True])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_end_is_zeros_is_refused(thumbnail, progressive):
+    def jpeg(**options) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(PIXELS[0]).resize((64, 64)).save(stream, "JPEG", **options)
+        return stream.getvalue()
+
+    # An APP13 segment, as picture editors write it, with a whole JPEG inside.
+    inside = b"thumbnail" + jpeg()
+    segment = b"\xff\xed" + (len(inside) + 2).to_bytes(2, "big") + inside
+    data = jpeg(progressive=progressive)
+    data = data[:2] + segment * thumbnail + data[2:]
+    whole = decode_bytes(data, "a.jpg")
+    begins = data.rfind(b"\xff\xda")
+    half = begins + (len(data) - begins) // 2
+    with pytest.raises(DatasetError, match=r"a.jpg \(zeros instead of the end of the image\)"):
+        decode_bytes(data[:half] + bytes(len(data) - half), "a.jpg")
+    # What follows the end is no part of the image.
+    np.testing.assert_array_equal(decode_bytes(data + bytes(512), "a.jpg"), whole)
 
 
 def failing(error, at: int = 150, log: list[int] | None = None):
