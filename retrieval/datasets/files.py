@@ -6,6 +6,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import stat
 import struct
 import time
@@ -46,6 +47,11 @@ _SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was read may change again within one clock tick."""
 
 _CACHE_VERSION = 1
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+_ZIP_BEGINS = b"PK\x03\x04"
+"""The first bytes of a zip; its directory is at the end, which an unfinished download lacks."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +202,21 @@ def open_files(
     if root.is_file() and zipfile.is_zipfile(root):
         return _Zip(root, name, home, key)
     place = "its root" if key == "root" else f"the folder or zip of {key}"
-    what = "is neither a folder nor a zip" if root.exists() else "does not exist"
+    what = _problem(root) if root.exists() else "does not exist"
     hint = (
         "unpack it first" if root.name.endswith((".tar", ".gz", ".tgz", ".7z", ".rar")) else None
     )
     raise DatasetError(f"dataset {name!r}: {place} {what}", key=key, value=str(root), hint=hint)
+
+
+def _problem(root: Path) -> str:
+    """Return why what is there is no folder or zip that can be read."""
+    try:
+        with root.open("rb") as stream:
+            cut = stream.read(len(_ZIP_BEGINS)) == _ZIP_BEGINS
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "is a zip that is cut off or damaged" if cut else "is neither a folder nor a zip"
 
 
 def is_settled(changed: int, read: int) -> bool:
@@ -749,13 +765,16 @@ def arrange(files: Files, listing: Listing, *, keep: Sequence[int] | None = None
 
 
 def _refuse_undecodable(files: Files, names: Sequence[str]) -> None:
-    """Refuse names that are not UTF-8: no table, label or store could hold them."""
+    """Refuse names that are not UTF-8 or no plain text: no table, label or list holds them."""
     try:
         "".join(names).encode()  # all at once: there may be 100,000s
     except UnicodeEncodeError:
         name = next(name for name in names if not _is_text(name))
         shown = name.encode(errors="surrogateescape").decode(errors="replace")
         raise files.error(f"the name {shown!r} is not UTF-8; rename it") from None
+    if _CONTROL.search("".join(names)):  # lists of images have one name a line
+        name = next(filter(_CONTROL.search, names))
+        raise files.error(f"the name {name!r} has control characters; rename it")
 
 
 def _is_text(name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import io
 import json
 import os
@@ -446,7 +448,32 @@ def test_a_damaged_zip_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="1 image of 30 cannot be read"):
         open_dataset({"folder": packed}, home=tmp_path / "home").images()
     packed.write_bytes(data[: len(data) // 2])
-    assert "is neither a folder nor a zip" in refusal({"folder": packed}, tmp_path / "home")
+    assert "is a zip that is cut off or damaged" in refusal({"folder": packed}, tmp_path / "home")
+
+
+@pytest.mark.parametrize("name", ["new\nline.png", "tab\t.png", "del\x7f.png"])
+def test_a_name_that_no_list_can_hold_is_refused(tmp_path, name):
+    photos = tree(tmp_path / "photos")
+    (photos / "cat" / name).write_bytes(picture(99))
+    assert f"the name {'cat/' + name!r} has control characters" in refusal(
+        {"folder": photos}, tmp_path / "home"
+    )
+
+
+def test_a_zip_that_may_not_be_read_is_not_called_something_else(tmp_path, monkeypatch):
+    packed = zipped(tree(tmp_path / "photos"), tmp_path / "photos.zip")
+    opened = io.open
+
+    def forbidding(file, *args, **kwargs):  # an administrator may read everything
+        if str(file) == str(packed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", forbidding)
+    monkeypatch.setattr(builtins, "open", forbidding)
+    assert "its root cannot be read: Permission denied" in refusal(
+        {"folder": packed}, tmp_path / "home"
+    )
 
 
 def test_a_zip_that_python_cannot_unpack_is_refused(tmp_path):
