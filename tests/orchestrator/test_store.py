@@ -1,5 +1,6 @@
 """The stage store: identity, atomic commits, leases, damage."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -187,6 +188,20 @@ def test_atomic_write_is_never_seen_torn(tmp_path):
         writer.kill()
         writer.join()
     assert len(path.read_bytes()) == 100_000
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_torn_json_reads_as_missing(tmp_path):
