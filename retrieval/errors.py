@@ -77,7 +77,7 @@ class UnknownNameError(InputError):
         self.name = name
         self.known = sorted(set(known))
         close = nearest(name, self.known)
-        suggestion = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        suggestion = f"; did you mean {' or '.join(map(repr, close))}?" if close else ";"
         shown = ", ".join(self.known[:24]) + (", ..." if len(self.known) > 24 else "")
         super().__init__(f"unknown {kind} {name!r}{suggestion} known: {shown}", **fields)
 
