@@ -59,6 +59,10 @@ def _open(given: str, root: str | None, overrides: tuple[str, ...]) -> Dataset:
         options = own
     elif given.lstrip().startswith("{"):
         options, _ = parse_yaml(given, "DATASET")
+    elif given not in DATASETS and any(mark in given for mark in "/~."):  # no name of a dataset
+        raise InputError(
+            "there is no such folder, zip or list that can be opened", key="DATASET", value=given
+        )
     keys = []
     if root is not None:
         if {"root", "folder", "manifest"} & options.keys():
@@ -101,8 +105,8 @@ def prepare(dataset: str, root: str | None, overrides: tuple[str, ...], as_json:
     images of your own: a folder, a zip, or a CSV or Parquet list. The report, and a list of what
     cannot be read, lie in ASYMBENCH_HOME/prepared.
     """
+    from retrieval.prepare import leak_lines, report_text
     from retrieval.prepare import prepare as prepare_dataset
-    from retrieval.prepare import report_text
 
     signal.signal(signal.SIGTERM, _interrupt)
     decoding = Decoding(sys.stderr)
@@ -122,7 +126,10 @@ def prepare(dataset: str, root: str | None, overrides: tuple[str, ...], as_json:
         return
     if not done.fresh:
         store = done.report["store"]["folder"]
-        click.echo(f"already prepared: {store}\nreport: {done.path.with_suffix('.txt')}")
+        click.echo(f"already prepared: {store}")
+        for line in leak_lines(done.report["equal_images"]):
+            click.echo(line)
+        click.echo(f"report: {done.path.with_suffix('.txt')}")
         return
     click.echo(report_text(done.report), nl=False)
     click.echo(f"report: {done.path.with_suffix('.txt')}")

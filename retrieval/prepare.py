@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,12 @@ def _equal_lines(equal: dict[str, Any]) -> list[str]:
         return ["no two images are equal"]
     groups = "1 group" if equal["groups"] == 1 else f"{equal['groups']:,} groups"
     differ = f"in {equal['labels_differ']:,} of them labels differ"
-    lines = [f"equal images: {equal['images']:,} in {groups}; {differ}"]
+    return [f"equal images: {equal['images']:,} in {groups}; {differ}", *leak_lines(equal)]
+
+
+def leak_lines(equal: dict[str, Any]) -> list[str]:
+    """Return what to say of equal images on both sides of an evaluation; nothing without any."""
+    lines = []
     for splits, found in equal["across"].items():
         if found["images"]:
             count = "1 image" if found["images"] == 1 else f"{found['images']:,} images"
@@ -270,7 +276,12 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new."""
+    """Write a file so that a reader sees the old text or the new; a full disk leaves neither."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

@@ -68,6 +68,26 @@ def test_a_dataset_is_prepared_and_the_second_time_left_alone(asymbench, photos,
     assert err == ""
 
 
+def test_a_leak_is_told_every_time(asymbench, photos):
+    (photos / "cat" / "001.png").write_bytes((photos / "cat" / "000.png").read_bytes())
+    keys = sorted(f"{path.parent.name}/{path.name}" for path in photos.rglob("*.png"))
+    split = {
+        "query": ["cat/000.png"],
+        "gallery": keys[1:],
+        "train": keys[1:40],
+        "validation_query": keys[40:50],
+        "validation_gallery": keys[50:],
+    }
+    Path("split.json").write_text(json.dumps(split))
+    settings = ["--set", "duplicates=keep", "--set", "protocol.split_file=split.json"]
+    for beginning in ("folder: 60 images", "already prepared: "):
+        code, out, err = asymbench("prepare", "photos", *settings)
+        assert code == 0, err
+        assert out.startswith(beginning)
+        assert "LEAK between query and gallery: 1 image, the first:" in out
+        assert "    cat/000.png  =  cat/001.png" in out
+
+
 def test_a_list_or_a_zip_of_ones_own_is_a_dataset_by_its_path(asymbench, photos):
     lines = [f"{path},{path.parent.name}" for path in sorted(Path("photos").rglob("*.png"))]
     Path("list.csv").write_text("\n".join(["path,labels", *lines]) + "\n")
@@ -105,6 +125,9 @@ def test_options_of_the_dataset_are_set_by_dotted_keys(asymbench, photos):
     [
         (["foldr", "--root", "photos"], ["unknown dataset 'foldr'", "did you mean 'folder'?"]),
         (["folder"], ["root: ", "where the images of 'folder' lie"]),
+        (["./phots"], ["DATASET: there is no such folder", "(given: './phots')"]),
+        (["phots.zip"], ["DATASET: there is no such folder", "(given: 'phots.zip')"]),
+        (["~phots"], ["DATASET: there is no such folder", "(given: '~phots')"]),
         (["folder", "--root", "phots"], ["root: ", "does not exist (given: "]),
         (["folder", "--root", ""], ["root: "]),
         (["{folder: photos}", "--root", "photos"], ["--root: ", "one too many"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -138,6 +140,16 @@ def test_unreadable_images_are_all_listed_and_can_be_excluded(tmp_path):
     assert sorted(len(text.splitlines()) for text in lists.values()) == [10, 11]
     (newest,) = [p for p, text in lists.items() if "cat/000.png" in text]
     assert prepare(opened(root, tmp_path, exclude=str(newest))).report["images"] == 50
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(opened(tree(tmp_path / "photos"), tmp_path))
+    assert list((tmp_path / "home" / "prepared").iterdir()) == []
 
 
 def test_mended_images_make_the_dataset_ready(tmp_path):
