@@ -8,6 +8,7 @@ seeds is in the table itself, and one seed says nothing about it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ class Line:
         low, high: 95 % bootstrap interval of it over queries.
         against: the method minus the reference; None for the reference itself, and where the two
             have no seed in common.
-        p_holm: its p-value, adjusted for all comparisons of the table.
+        p_holm: its p-value, adjusted for all comparisons of the table; where the reference was
+            not named but is the best of the table, for those of all its pairs of methods.
     """
 
     method: str
@@ -171,7 +173,10 @@ def _compared(
         if common:
             ours, theirs = (_over_seeds(methods[n], common) for n in (name, reference))
             against[name] = compare(ours, theirs, draws=draws)
-    adjusted = dict(zip(against, holm([c.p_value for c in against.values()]), strict=True))
+    # Whoever was best would have been the reference: then each pair of methods was a candidate.
+    pairs = math.comb(len(done), 2) if wanted is None else None
+    values = [found.p_value for found in against.values()]
+    adjusted = dict(zip(against, holm(values, of=pairs), strict=True))
     lines = []
     for name, seeds in methods.items():
         if name not in done:

@@ -167,7 +167,7 @@ def compare(
     )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], *, of: int | None = None) -> list[float]:
     """Return the p-values of several comparisons, adjusted together.
 
     Rejecting where the adjusted value is at most alpha keeps the chance of any false rejection at
@@ -176,21 +176,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Args:
         p_values: in [0, 1].
+        of: m, the comparisons among which the data chose these; by default these are all. Taking
+            the others to come last in Holm's order never rejects more than with their values.
 
     Returns:
-        The adjusted values in the order given: the i-th smallest of m times m - i + 1, at least
-        the adjusted values before it, at most 1.
+        The adjusted values in the order given: the i-th smallest times m - i + 1, at least the
+        adjusted values before it, at most 1.
 
     Raises:
-        ValueError: a value is no probability.
+        ValueError: a value is no probability, or ``of`` is less than their number.
     """
+    family = len(p_values) if of is None else of
+    if family < len(p_values):
+        raise ValueError(f"{len(p_values)} comparisons cannot be chosen of {family}")
     for p in p_values:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"a p-value lies in [0, 1], got {p!r}")
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for step, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - step)))
+        largest = max(largest, min(1.0, p_values[index] * (family - step)))
         adjusted[index] = largest
     return adjusted
 

@@ -300,6 +300,24 @@ def test_holm_equals_the_closed_test_of_all_intersections(p_values):
     assert metrics.holm(p_values) == pytest.approx(oracle.closed_bonferroni(p_values))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.2, 1.0]), max_size=4),
+    st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.2, 1.0]), max_size=3),
+)
+def test_holm_of_a_chosen_part_rejects_no_more_than_of_all(p_values, others):
+    part = metrics.holm(p_values, of=len(p_values) + len(others))
+    last = oracle.closed_bonferroni([*p_values, *(1.0 for _ in others)])
+    assert part == pytest.approx(last[: len(p_values)])
+    with_others = oracle.closed_bonferroni([*p_values, *others])[: len(p_values)]
+    assert all(a >= b - 1e-12 for a, b in zip(part, with_others, strict=True))
+
+
+def test_holm_refuses_a_part_that_is_larger_than_all():
+    with pytest.raises(ValueError, match="2 comparisons cannot be chosen of 1"):
+        metrics.holm([0.1, 0.2], of=1)
+
+
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])
 def test_holm_refuses_what_is_no_probability(wrong):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
