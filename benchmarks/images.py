@@ -106,7 +106,8 @@ def rate(
         stream = epoch(number)
         next(stream)  # starting workers, compiling, filling caches: no part of a long training
         started, spent = time.perf_counter(), time.process_time()
-        seen = sum(len(batch) for batch, _ in zip(stream, range(batches), strict=False))
+        # The range first: it must end before one more batch is made that nobody counts.
+        seen = sum(len(batch) for _, batch in zip(range(batches), stream, strict=False))
         rates.append(seen / (time.perf_counter() - started))
         costs.append(1000 * (time.process_time() - spent) / seen)
     return statistics.median(rates[1:]), statistics.median(costs[1:])
@@ -166,6 +167,10 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
+    if min(given.batches, given.repeats, given.cores) < 1:
+        parser.error("--batches, --repeats and --cores are at least 1")
+    if given.root is None and given.images < 2 * BATCH:
+        parser.error(f"--images is at least {2 * BATCH}: one batch to begin with and one to time")
     with tempfile.TemporaryDirectory() as folder:
         root = given.root or Path(folder) / "photographs"
         if given.root is None:
