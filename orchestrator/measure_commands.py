@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from retrieval.errors import InputError
 if TYPE_CHECKING:
     from retrieval.datasets.base import Score
 
+_RESAMPLES = 1000
+
 
 @click.command()
 @click.option("--query-codes", required=True, help=".npy: (N, B) real or ±1, or packed uint8.")
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 @click.option("--bits", type=int, help="Code length; needed for packed codes.")
 @click.option("--at", default="all", show_default=True, help="Cut-off of mAP: all or a number.")
 @click.option("--legacy", multiple=True, help="Also as deephash_pytorch or orthohash counts.")
-@click.option("--bootstrap", type=int, default=1000, show_default=True, help="Resamples; 0: none.")
+@click.option(
+    "--bootstrap", type=int, default=_RESAMPLES, show_default=True, help="Resamples; 0: none."
+)
 @click.option("--engine", default="auto", show_default=True, help="auto, numba, numpy or torch.")
 @click.option("--threads", type=int, help="Default: all cores. Changes no number.")
 @click.option("--memory-limit", default="2GiB", show_default=True, help="Of the counting.")
@@ -67,9 +72,13 @@ def evaluate(
         ):
             if value is not None:
                 raise InputError("--gnd says what is relevant; labels go without it", key=option)
-        if legacy or at != "all":
-            given = "--legacy" if legacy else "--at"
-            raise InputError("the landmarks' protocol has no such option", key=given)
+        for option, given in (
+            ("--legacy", bool(legacy)),
+            ("--at", at != "all"),
+            ("--bootstrap", bootstrap not in (0, _RESAMPLES)),
+        ):
+            if given:
+                raise InputError("the landmarks' protocol has no such option", key=option)
         from retrieval.evaluation import evaluate_landmark_files
 
         scored = evaluate_landmark_files(query_codes, gallery_codes, gnd, bits=bits)
@@ -130,14 +139,14 @@ def parse_bytes(text: str, key: str) -> int:
         InputError: not a number with one of the known units, or not above 0.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size < 1:
+    size = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else 0.0
+    if not 1 <= size < math.inf:
         raise InputError(
             "a size is a number above 0 with MiB, GiB, MB, GB or nothing (bytes) after it",
             key=key,
             value=text,
         )
-    return size
+    return int(size)
 
 
 def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -172,7 +181,9 @@ def compare(
     `asymbench evaluate --output` writes them.
     """
     from orchestrator.comparison import compare_files, compare_study, to_text
+    from retrieval.metrics.significance import check_draws
 
+    check_draws(draws, key="--draws")
     if len(given) == 1 and not given[0].endswith(".npy"):
         session = open_study(given[0], overrides, ran=True)
         tables = compare_study(session.plan, session.store, to=to, draws=draws)

@@ -111,6 +111,16 @@ def check_resamples(resamples: int, key: str = "bootstrap") -> int:
     return int(resamples)
 
 
+def check_draws(draws: int, key: str = "draws") -> int:
+    """Return the number of draws.
+
+    Raises:
+        InputError: not enough for an interval of level `LEVEL`; names the ``key``.
+    """
+    _tail_rank(draws, LEVEL, key=key)
+    return int(draws)
+
+
 def compare(
     a: Floats, b: Floats, *, draws: int = 10_000, level: float = LEVEL, seed: int = 0
 ) -> Comparison:

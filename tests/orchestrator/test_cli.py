@@ -663,12 +663,22 @@ def test_evaluate_writes_each_querys_average_precision(asymbench, arrays):
         (["--memory-limit", "2 apples"], "--memory-limit: a size is a number above 0"),
         (["--memory-limit", "0"], "--memory-limit: a size is a number above 0"),
         (["--memory-limit", "1"], "--memory-limit: "),
+        (["--memory-limit", "9" * 400], "--memory-limit: a size is a number above 0"),
         (["-o", "nowhere/ap.npy"], "--output: there is no such folder"),
         (["--gnd", "gnd.pkl"], "--query-labels: --gnd says what is relevant"),
     ],
 )
 def test_evaluate_refuses_wrong_options(refusal, arrays, options, message):
     assert message in refusal("evaluate", *flat(arrays), *options)
+
+
+@pytest.mark.parametrize(
+    "option", [["--legacy", "orthohash"], ["--at", "10"], ["--bootstrap", "500"]]
+)
+def test_evaluate_refuses_what_landmarks_do_not_have(refusal, arrays, option):
+    codes = flat({key: name for key, name in arrays.items() if key.endswith("codes")})
+    said = refusal("evaluate", *codes, "--gnd", "gnd.pkl", *option)
+    assert said.startswith(f"{option[0]}: the landmarks' protocol has no such option")
 
 
 @pytest.mark.parametrize(

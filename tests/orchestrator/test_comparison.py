@@ -93,8 +93,8 @@ def test_p_values_are_adjusted_for_all_comparisons_that_could_have_been_shown(
 
 
 def test_the_best_of_many_equal_methods_seldom_seems_better(tmp_path):
-    # Twelve methods that differ by chance alone. Adjusted for the 11 comparisons shown, 15 of these
-    # 60 tables would have a difference from the best at 0.05.
+    # Twelve methods that differ by chance alone. Adjusted for the 11 comparisons shown, 15 of
+    # these 60 tables would have a difference from the best at 0.05.
     random = np.random.default_rng(0)
     false = 0
     for _ in range(60):
@@ -231,6 +231,7 @@ def test_the_command_compares_a_study_that_ran(tiny):
     assert "paired over the test queries" in shown.stdout
     wrong = runner.invoke(command.cli, ["compare", tiny, "--draws", "5"])
     assert "at least 39 resamples" in str(wrong.exception)
+    assert wrong.exception.key == "--draws"
 
 
 # ---- files -------------------------------------------------------------------------------
