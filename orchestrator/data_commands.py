@@ -54,7 +54,7 @@ def _open(given: str, root: str | None, overrides: tuple[str, ...]) -> Dataset:
     home = home_folder()
     check_home(home)
     options: Any = {"name": given}
-    own = _own(given) if given not in DATASETS else None
+    own = _own(given) if given and given not in DATASETS else None  # "" is no folder, not "."
     if own is not None:
         options = own
     elif given.lstrip().startswith("{"):

@@ -125,6 +125,7 @@ def test_options_of_the_dataset_are_set_by_dotted_keys(asymbench, photos):
     [
         (["foldr", "--root", "photos"], ["unknown dataset 'foldr'", "did you mean 'folder'?"]),
         (["folder"], ["root: ", "where the images of 'folder' lie"]),
+        ([""], ["unknown dataset ''; known: "]),
         (["./phots"], ["DATASET: there is no such folder", "(given: './phots')"]),
         (["phots.zip"], ["DATASET: there is no such folder", "(given: 'phots.zip')"]),
         (["~phots"], ["DATASET: there is no such folder", "(given: '~phots')"]),
