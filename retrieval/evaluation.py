@@ -7,6 +7,7 @@ is silently misread is a wrong number in a table.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -371,6 +372,8 @@ def _load(path: str | os.PathLike[str], key: str) -> NDArray[Any]:
         reason = error.strerror or "it ends before its data do"
         raise InputError(f"cannot be read: {reason}", key=key, where=where) from error
     except Exception as error:  # numpy parses headers with many kinds of errors
+        if _ends_early(path):
+            raise InputError("ends before its data do", key=key, where=where) from error
         raise InputError(
             "is not a .npy file of numbers",
             key=key,
@@ -388,6 +391,21 @@ def _load(path: str | os.PathLike[str], key: str) -> NDArray[Any]:
     if loaded.dtype.kind not in "biuf":
         raise InputError(f"must hold numbers; got {loaded.dtype}", key=key, where=where)
     return loaded
+
+
+def _ends_early(path: str | os.PathLike[str]) -> bool:
+    """Return whether a .npy file of numbers is shorter than its header says."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        with Path(path).open("rb") as stream:
+            shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
+            held = os.fstat(stream.fileno()).st_size - stream.tell()
+    except Exception:  # as above: no header, which the caller says
+        return False
+    return not dtype.hasobject and held < math.prod(shape) * dtype.itemsize
 
 
 def _refuse_empty(array: NDArray[Any], key: str, where: str) -> None:

@@ -178,7 +178,7 @@ def test_files_that_hold_no_array_are_refused_under_their_option(save, tmp_path,
         bad.write_bytes(content)
         assert "is not a .npy file" in problem(bad)
     bad.write_bytes(good[:-3])
-    assert "bad.npy" in problem(bad)
+    assert "ends before its data do" in problem(bad)
     np.save(bad, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert "object arrays are not read" in problem(bad)
     archive = tmp_path / "archive.npz"
