@@ -103,7 +103,7 @@ def compare_study(
         store: holds the scores of each test query.
         to: a method, with its setting where there are several of it; by default the best of each
             column.
-        draws: resamples of the intervals, and random assignments of signs of the tests.
+        draws: resamples of the intervals, and a tenth of the tests' random assignments of signs.
 
     Raises:
         UnknownNameError: ``to`` is no method of the study.

@@ -166,7 +166,11 @@ def _scalars(found: dict[str, Any]) -> list[tuple[str, Any]]:
 @json_option
 @click.option("--to", metavar="METHOD", help="Compare with this one; default: each column's best.")
 @click.option(
-    "--draws", type=int, default=10_000, show_default=True, help="Resamples and sign flips."
+    "--draws",
+    type=int,
+    default=10_000,
+    show_default=True,
+    help="Resamples; sign flips are ten times as many.",
 )
 def compare(
     given: tuple[str, ...],
