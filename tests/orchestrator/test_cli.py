@@ -490,8 +490,9 @@ def test_a_damaged_image_is_refused_before_anything_trains(asymbench, home):
     Path("s.yaml").write_text(text)
     found = asymbench("run", "s.yaml", "--executor", "inline")
     assert found.code == 2
-    (message,) = [line for line in found.err.splitlines() if not line.startswith("decoded ")]
-    assert message.startswith("asymbench: s.yaml:2  datasets.0: 1 image of 24 cannot be read: ")
+    lines = [line for line in found.err.splitlines() if not line.startswith("decoded ")]
+    assert lines[0].startswith("asymbench: s.yaml:2  datasets.0: 1 image of 24 cannot be read: ")
+    assert found.err.count("asymbench: ") == 1
     assert "class1/3.png" in found.err
     assert not (home / "store").exists()
     assert not (home / "studies").exists()
