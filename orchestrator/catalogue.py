@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import typing
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -119,11 +119,9 @@ def _option(options: type[BaseModel], key: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return a default as JSON holds it; a model whose fields all have defaults is empty."""
-    return value.model_dump(mode="json", exclude_defaults=True) if _is_model(value) else value
-
-
-def _is_model(value: Any) -> TypeGuard[BaseModel]:
-    return isinstance(value, BaseModel)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    return value
 
 
 def _attributes(cls: type) -> dict[str, str]:

@@ -15,9 +15,14 @@ import click
 
 from orchestrator import data_commands, efficiency_commands, measure_commands
 from orchestrator.command_line import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_INTERRUPTED,
     Choice,
     check_output,
     echo_json,
+    interrupt,
     json_option,
     open_study,
     set_option,
@@ -29,8 +34,6 @@ from retrieval.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from orchestrator.session import Session
-
-EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class _Group(click.Group):
@@ -156,7 +159,7 @@ def run(
     from orchestrator.session import run as run_session
 
     session = open_study(study, overrides)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         _decode_images(session)
         result = run_session(session, executor=executor, cpus=cpus)
@@ -206,10 +209,6 @@ def _decode_images(session: Session) -> None:
             decoding.end()
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 @cli.command()
 @click.argument("study")
 @set_option
@@ -249,7 +248,7 @@ def report(
 ) -> None:
     """Print a study's table from the store. Trains nothing; missing trials show as '-'."""
     from orchestrator.report import FORMATS
-    from orchestrator.store import write_atomic
+    from retrieval.atomic import write_atomic
 
     path = check_output(output)
     session = open_study(study, overrides, ran=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from orchestrator.session import Session
 
 
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
 class Choice(click.Choice[str]):
     """A choice that suggests the nearest name."""
 
@@ -99,6 +102,11 @@ def check_output(output: str | None) -> Path | None:
     if not path.parent.is_dir():
         raise InputError("there is no such folder to write into", key="--output", value=output)
     return path
+
+
+def interrupt(signum: int, frame: object) -> None:
+    """Treat a signal as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def echo_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.command_line import table
 from orchestrator.plan import Plan, Trial
 from orchestrator.store import StageStore
 from retrieval.errors import InputError, UnknownNameError
@@ -227,16 +228,12 @@ def _named(to: str, labels: Sequence[str]) -> str:
 def to_text(tables: Sequence[Table]) -> str:
     """Return the tables for people."""
     blocks = []
-    for table in tables:
-        head = ["method", "mAP", "95 %", "difference", "95 %", "p", "p (Holm)", "better", "worse"]
-        body = [head, *(_cells(line, table.reference) for line in table.lines)]
-        widths = [max(len(row[i]) for row in body) for i in range(len(head))]
-        lines = [
-            "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in body
-        ]
-        against = f", against {table.reference}" if table.reference else ""
-        of_trials = f"{table.dataset} · {table.pair} · {table.bits} bit · mAP@{table.at}"
-        title = f"{'mean score' if table.bits is None else of_trials}{against}"
+    head = ["method", "mAP", "95 %", "difference", "95 %", "p", "p (Holm)", "better", "worse"]
+    for found in tables:
+        lines = table(head, [_cells(line, found.reference) for line in found.lines]).split("\n")
+        against = f", against {found.reference}" if found.reference else ""
+        of_trials = f"{found.dataset} · {found.pair} · {found.bits} bit · mAP@{found.at}"
+        title = f"{'mean score' if found.bits is None else of_trials}{against}"
         rule = "-" * max(len(title), *map(len, lines))
         blocks.append("\n".join([title, rule, lines[0], rule, *lines[1:], rule]))
     note = (

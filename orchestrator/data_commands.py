@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from orchestrator.command_line import check_home, check_output, echo_json, json_option
+from orchestrator.command_line import (
+    EXIT_INTERRUPTED,
+    check_home,
+    check_output,
+    echo_json,
+    interrupt,
+    json_option,
+)
 from retrieval.errors import InputError
 
 if TYPE_CHECKING:
     from retrieval.datasets import Dataset
-
-_INTERRUPTED = 130
 
 _QUIET_SECONDS = 10.0
 """Where there is no terminal, progress is told at most this often."""
@@ -108,7 +113,7 @@ def prepare(dataset: str, root: str | None, overrides: tuple[str, ...], as_json:
     from retrieval.prepare import leak_lines, report_text
     from retrieval.prepare import prepare as prepare_dataset
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     decoding = Decoding(sys.stderr)
     try:
         done = prepare_dataset(_open(dataset, root, overrides), progress=decoding)
@@ -118,7 +123,7 @@ def prepare(dataset: str, root: str | None, overrides: tuple[str, ...], as_json:
         settings = [word for override in overrides for word in ("--set", override)]
         again = shlex.join(["asymbench", "prepare", dataset, *place, *settings])
         click.echo(f"interrupted; what is decoded is kept. To go on: {again}", err=True)
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     finally:
         decoding.end()
     if as_json:
@@ -160,7 +165,7 @@ def describe(
 
     DATASET is as for `asymbench prepare`.
     """
-    from orchestrator.store import write_atomic
+    from retrieval.atomic import write_atomic
     from retrieval.describe import describe as describe_dataset
     from retrieval.describe import to_text
 
@@ -178,10 +183,6 @@ def describe(
         echo_json(found)
     else:
         click.echo(to_text(found), nl=False)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 class Decoding:

@@ -19,7 +19,7 @@ from orchestrator.command_line import (
     set_option,
     table,
 )
-from orchestrator.store import write_atomic
+from retrieval.atomic import write_atomic
 from retrieval.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import yaml
 
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
-from orchestrator.store import StageStore, digest, read_json, write_atomic
+from orchestrator.store import StageStore, digest, read_json
 from orchestrator.tracking import RunRecord, Tracker, mirror_digest
+from retrieval.atomic import write_atomic
 
 STAGES_EXPERIMENT = "asymbench-stages"
 

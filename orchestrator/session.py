@@ -13,8 +13,9 @@ from orchestrator.estimates import Estimator
 from orchestrator.plan import KINDS, Plan, build_plan
 from orchestrator.report import Sharing, sharing, trial_failure
 from orchestrator.scheduling import Options, execute, needed_stages
-from orchestrator.store import StageStore, digest, read_json, write_atomic, write_json
+from orchestrator.store import StageStore, digest, read_json, write_json
 from orchestrator.study import NAME, Source, Study, load_study
+from retrieval.atomic import write_atomic
 from retrieval.errors import InputError, UnknownNameError
 from search_spaces.presets import presets
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,7 @@ from numpy.typing import NDArray
 from retrieval import streams
 from retrieval.datasets import Dataset, DatasetIndex
 from retrieval.errors import DatasetError
-from retrieval.protocols import Splits
-
-ROLES = tuple(f.name for f in fields(Splits))
-"""Names of the splits."""
+from retrieval.protocols import ROLES
 
 _SAMPLED = 128
 """Images whose size is looked at, unless there are fewer."""

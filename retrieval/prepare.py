@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.atomic import write_atomic
 from retrieval.datasets import Dataset
 from retrieval.describe import describe, to_text
 from retrieval.errors import DatasetError
@@ -94,7 +94,7 @@ def prepare(
     report["ready"] = True
     report["splits_file"] = str(splits)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(splits, dataset.split_text())
+    write_atomic(splits, dataset.split_text().encode())
     _write(path, report)
     return Preparation(report, path, fresh=True)
 
@@ -140,7 +140,7 @@ def _refuse(
     before = dataset.excluded
     lines = [f"# images of {dataset.label} that cannot be read, and those excluded before"]
     lines += sorted({*before, *(keys[number] for number in error.problems)})
-    _replace(exclude, "\n".join(lines) + "\n")
+    write_atomic(exclude, ("\n".join(lines) + "\n").encode())
     hint = f"all of them: {path.with_suffix('.txt')}"
     if "exclude" in type(dataset.options).model_fields:
         hint += f"\n    mend them, or leave them out with exclude: {exclude}"
@@ -271,17 +271,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, report: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path.with_suffix(".txt"), report_text(report))
-    _replace(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new; a full disk leaves neither."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_atomic(path.with_suffix(".txt"), report_text(report).encode())
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(path, text.encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +85,17 @@ FRACTIONS = tuple(f.name for f in fields(Protocol) if f.name.endswith("_fraction
 """What stands in for either."""
 
 
+APART = (
+    ("query", "gallery"),
+    ("query", "train"),
+    ("query", "validation_query"),
+    ("query", "validation_gallery"),
+    ("validation_query", "train"),
+    ("validation_query", "validation_gallery"),
+)
+"""Splits that must not have an image in common, nor a copy of one."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """Rows of the image store by role; each array is (n,) int64, increasing.
@@ -113,23 +124,13 @@ class Splits:
             DatasetError: an empty split, an image in two that must be apart, or a training image
                 that is not in the gallery; with counts.
         """
-        for field in fields(self):
-            rows = getattr(self, field.name)
+        for role in ROLES:
+            rows = getattr(self, role)
             if not len(rows):
-                raise DatasetError(f"dataset {name!r}: the {field.name} split is empty")
+                raise DatasetError(f"dataset {name!r}: the {role} split is empty")
             if rows.dtype != np.int64 or (np.diff(rows) <= 0).any():
-                raise DatasetError(
-                    f"dataset {name!r}: the {field.name} split is not increasing int64"
-                )
-        apart = (
-            ("query", "gallery"),
-            ("query", "train"),
-            ("query", "validation_query"),
-            ("query", "validation_gallery"),
-            ("validation_query", "train"),
-            ("validation_query", "validation_gallery"),
-        )
-        for one, other in apart:
+                raise DatasetError(f"dataset {name!r}: the {role} split is not increasing int64")
+        for one, other in APART:
             both = np.intersect1d(getattr(self, one), getattr(self, other))
             if len(both):
                 raise DatasetError(
@@ -141,6 +142,10 @@ class Splits:
                 f"dataset {name!r}: {_images(outside, keys)} in train but not in gallery"
             )
         return self
+
+
+ROLES = tuple(f.name for f in fields(Splits))
+"""Names of the splits."""
 
 
 def _images(rows: NDArray[np.int64], keys: Sequence[str] | None) -> str:
@@ -171,8 +176,8 @@ def draw_splits(
     Raises:
         DatasetError: a class has fewer images than its quotas; both numbers are in the message.
     """
-    ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
-    parts: dict[str, list[NDArray[np.int64]]] = {f.name: [] for f in fields(Splits)}
+    ids = _ids(keys)
+    parts: dict[str, list[NDArray[np.int64]]] = {role: [] for role in ROLES}
     by_class = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[by_class], np.arange(len(classes) + 1))
     for number, title in enumerate(classes):
@@ -215,7 +220,7 @@ def draw_splits_of_all(keys: Sequence[str], protocol: Protocol, name: str) -> Sp
             key="protocol",
             hint=f"give {', '.join(TOTALS)}, or a split_file",
         )
-    ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
+    ids = _ids(keys)
     order = _order(derive(protocol.split_seed, "split", name), ids)
     parts = _dealt(order, *_totals(protocol, len(keys), name), apart=protocol.train_apart)
     joined = _joined({part: [rows] for part, rows in parts.items()})
@@ -249,7 +254,7 @@ def draw_splits_greedily(
     Raises:
         DatasetError: a class has too few images for a quota; both numbers are in the message.
     """
-    ids = np.frombuffer(b"".join(map(_key_digest, keys)), dtype="<u8")
+    ids = _ids(keys)
     order = _order(derive(protocol.split_seed, "split", name), ids)
     left = np.ones(len(keys), dtype=bool)
     places, numbers = np.nonzero(np.asarray(labels)[order])
@@ -372,7 +377,7 @@ def _drawn_from(
             f.name: None for f in fields(protocol) if f.name.startswith("validation")
         }
         protocol = replace(protocol, **unused)
-    ids = np.frombuffer(b"".join(_key_digest(keys[row]) for row in gallery), dtype="<u8")
+    ids = _ids(keys[row] for row in gallery)
     parts: dict[str, list[NDArray[np.integer[Any]]]] = {}
     groups: list[tuple[NDArray[np.intp], int, tuple[int, int, int, int]]]
     if labels.ndim == 2:
@@ -410,7 +415,7 @@ def _validation_beside(
             "validation queries, and the gallery has no others",
             key="protocol.validation_total",
         )
-    ids = np.frombuffer(b"".join(_key_digest(keys[row]) for row in pool), dtype="<u8")
+    ids = _ids(keys[row] for row in pool)
     order = pool[_order(derive(protocol.split_seed, "validation", name), ids)]
     drawn = {"validation_query": np.sort(order[:validation])}
     if pool is train:
@@ -449,8 +454,13 @@ def _dealt(
     }
 
 
-def _key_digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+def _ids(keys: Iterable[str]) -> NDArray[np.uint64]:
+    """Return a number for each key, (n,), whatever other keys there are."""
+    digests = (
+        hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+        for key in keys
+    )
+    return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
 def _quotas(protocol: Protocol, n: int, title: str, name: str) -> tuple[int, int, int, int]:
@@ -593,9 +603,8 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
             key=_SPLIT_KEY,
             value=str(path),
         )
-    names = [f.name for f in fields(Splits)]
     for split in raw:
-        if split not in names:
-            raise UnknownNameError("split", split, names, key=_SPLIT_KEY)
+        if split not in ROLES:
+            raise UnknownNameError("split", split, ROLES, key=_SPLIT_KEY)
     found: dict[str, list[str]] = raw
     return found

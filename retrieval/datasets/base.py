@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,6 +30,7 @@ from retrieval.images import (
 from retrieval.protocols import (
     FRACTIONS,
     QUOTAS,
+    ROLES,
     TOTALS,
     Protocol,
     Splits,
@@ -115,7 +116,7 @@ class RootedOptions(DatasetOptions):
     @property
     def path(self) -> Path:
         """The root as a path."""
-        return _expanded(self.root, "root")
+        return expanded(self.root, "root")
 
 
 @dataclass(frozen=True)
@@ -237,15 +238,10 @@ class Dataset(ABC):
         return self.load_index()
 
     @cached_property
-    def _excluded(self) -> frozenset[str]:
-        """Keys that the study leaves out."""
-        given = getattr(self.options, "exclude", None)
-        return frozenset() if given is None else _read_keys(_expanded(given, "exclude"))
-
-    @property
     def excluded(self) -> frozenset[str]:
         """Keys of the images that the option ``exclude`` leaves out."""
-        return self._excluded
+        given = getattr(self.options, "exclude", None)
+        return frozenset() if given is None else _read_keys(expanded(given, "exclude"))
 
     @cached_property
     def _kept(self) -> NDArray[np.int64] | None:
@@ -254,17 +250,17 @@ class Dataset(ABC):
         Raises:
             DatasetError: a key that the dataset does not have, or nothing left.
         """
-        if not self._excluded:
+        if not self.excluded:
             return None
         keys = self._whole.keys
-        if unknown := sorted(self._excluded - set(keys)):
+        if unknown := sorted(self.excluded - set(keys)):
             raise DatasetError(
                 f"lists {len(unknown)} images that dataset {self.name!r} does not have, the "
                 f"first is {unknown[0]!r}; its keys look like {keys[0]!r}",
                 key="exclude",
                 value=getattr(self.options, "exclude", None),
             )
-        kept = [row for row, key in enumerate(keys) if key not in self._excluded]
+        kept = [row for row, key in enumerate(keys) if key not in self.excluded]
         if not kept:
             raise DatasetError(f"leaves no image of dataset {self.name!r}", key="exclude")
         return np.array(kept, dtype=np.int64)
@@ -274,7 +270,7 @@ class Dataset(ABC):
         whole, kept = self._whole, self._kept
         if kept is None:
             return whole
-        mark = "\n".join([whole.fingerprint, "exclude", *sorted(self._excluded)])
+        mark = "\n".join([whole.fingerprint, "exclude", *sorted(self.excluded)])
         return DatasetIndex(
             keys=[whole.keys[row] for row in kept],
             labels=whole.labels[kept],
@@ -333,7 +329,7 @@ class Dataset(ABC):
         if given.at is not None:
             values["at"] = given.at
         if given.split_file is not None:
-            data = _read(_expanded(given.split_file, "protocol.split_file"))
+            data = _read(expanded(given.split_file, "protocol.split_file"))
             values["split_digest"] = hashlib.sha256(data).hexdigest()
             values |= dict.fromkeys([*counts, *FRACTIONS])
             values |= {"listed": False, "greedy": False}
@@ -385,16 +381,14 @@ class Dataset(ABC):
     def _splits(self) -> Splits:
         index, given = self.index(), self.options.protocol
         if given.split_file is not None:
-            path = _expanded(given.split_file, "protocol.split_file")
+            path = expanded(given.split_file, "protocol.split_file")
             apart = self.protocol.train_apart
             return read_split_file(path, index.keys, self.name, train_apart=apart)
         protocol = self.protocol
         listed = self.listed_splits() if protocol.listed else None
         if listed is not None:
             kept = {
-                role: [key for key in keys if key not in self._excluded]
-                if self._excluded
-                else keys
+                role: [key for key in keys if key not in self.excluded] if self.excluded else keys
                 for role, keys in listed.items()
             }
             return complete_splits(
@@ -420,7 +414,7 @@ class Dataset(ABC):
     def split_lists(self) -> dict[str, list[str]]:
         """Return the splits as ``protocol.split_file`` takes them: image keys by split."""
         keys, splits = self.index().keys, self.splits()
-        return {f.name: [keys[row] for row in getattr(splits, f.name)] for f in fields(Splits)}
+        return {role: [keys[row] for row in getattr(splits, role)] for role in ROLES}
 
     def split_text(self) -> str:
         """Return the content of a split file that fixes these splits, to be handed on."""
@@ -575,7 +569,12 @@ def open_dataset(given: str | Mapping[str, Any], *, home: Path) -> Dataset:
         raise explained from None
 
 
-def _expanded(text: str, key: str) -> Path:
+def expanded(text: str, key: str) -> Path:
+    """Return an option as a path; ``~`` is one's home.
+
+    Raises:
+        DatasetError: of a user that does not exist.
+    """
     try:
         return Path(text).expanduser()
     except RuntimeError:

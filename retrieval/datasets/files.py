@@ -772,9 +772,14 @@ def _refuse_undecodable(files: Files, names: Sequence[str]) -> None:
         name = next(name for name in names if not _is_text(name))
         shown = name.encode(errors="surrogateescape").decode(errors="replace")
         raise files.error(f"the name {shown!r} is not UTF-8; rename it") from None
-    if _CONTROL.search("".join(names)):  # lists of images have one name a line
-        name = next(filter(_CONTROL.search, names))
+    if not is_plain("".join(names)):  # lists of images have one name a line
+        name = next(name for name in names if not is_plain(name))
         raise files.error(f"the name {name!r} has control characters; rename it")
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text has no control characters, line ends among them."""
+    return not _CONTROL.search(text)
 
 
 def _is_text(name: str) -> bool:

@@ -18,13 +18,18 @@ from pydantic import Field
 from retrieval.datasets.base import (
     Dataset,
     DatasetIndex,
-    RootedOptions,
     open_dataset,
 )
-from retrieval.datasets.files import Files, Tree, fingerprint, open_files, tree_decoder
+from retrieval.datasets.files import (
+    FileOptions,
+    FilesDataset,
+    Tree,
+    fingerprint,
+    tree_decoder,
+)
 from retrieval.datasets.gnd import LARGEST, GroundTruth, read_ground_truth
 from retrieval.errors import DatasetError, InputError
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder
+from retrieval.images import Decoder
 from retrieval.metrics.landmarks import (
     LandmarkEvaluation,
     evaluate_landmark_embeddings,
@@ -40,7 +45,7 @@ _INSIDE = 0.9
 """Part of a query's box that must lie in its image; less, and the image was resized."""
 
 
-class LandmarkOptions(RootedOptions):
+class LandmarkOptions(FileOptions):
     """Options of a landmark benchmark.
 
     Attributes:
@@ -54,19 +59,15 @@ class LandmarkOptions(RootedOptions):
             benchmark demands; false takes whole images, as some public code bases do.
         expected: "whole" refuses a ground truth with other numbers of images than the benchmark
             has; "any" takes parts.
-        store_size: shorter side of a stored image, in pixels.
-        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
     gnd: str | None = Field(None, min_length=1)
     train: str | dict[str, Any] | None = None
     crop_queries: bool = True
     expected: Literal["whole", "any"] = "whole"
-    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
-    follow_links: bool = False
 
 
-class LandmarkDataset(Dataset):
+class LandmarkDataset(FilesDataset):
     """Query and gallery images without labels, judged by ground truth; trained on other images.
 
     Class attributes:
@@ -79,6 +80,7 @@ class LandmarkDataset(Dataset):
     path_options = ("root", "exclude", "gnd")
     dataset_options = ("train",)
     score_titles: ClassVar = {"map": "Medium", "map_easy": "Easy", "map_hard": "Hard"}
+    licence = "the photographs have licences of their own; for research"
     title: ClassVar[str]
     counts: ClassVar[tuple[int, int]]
 
@@ -168,11 +170,6 @@ class LandmarkDataset(Dataset):
         return None
 
     # ---- images --------------------------------------------------------------------------
-
-    @cached_property
-    def _files(self) -> Files:
-        options = self.options
-        return open_files(options.path, self.name, self.home, follow_links=options.follow_links)
 
     @cached_property
     def _training(self) -> Dataset | None:
@@ -296,8 +293,7 @@ class LandmarkDataset(Dataset):
 
     def image_options(self) -> dict[str, Any]:
         """Return the size of stored images, and whether queries are cropped."""
-        options = self.options
-        return {"store_size": options.store_size, "crop_queries": options.crop_queries}
+        return {**super().image_options(), "crop_queries": self.options.crop_queries}
 
     # ---- protocol ------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import hashlib
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,30 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retrieval.datasets.base import Dataset, DatasetIndex, RootedOptions
+from retrieval.datasets.base import DatasetIndex, expanded
 from retrieval.datasets.files import (
+    FileOptions,
     Files,
+    FilesDataset,
     Listing,
     Tree,
+    is_plain,
     labelled_fingerprint,
     open_files,
-    tree_decoder,
 )
 from retrieval.errors import DatasetError
-from retrieval.images import DEFAULT_STORE_SIZE, Decoder
-
-ROLES = ("train", "query", "gallery", "validation_query", "validation_gallery")
-"""Splits that a list may name."""
 
 Shape = Literal["auto", True, False]
 
 _ODD = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\x00-\x09\x0b-\x1f\x7f\\]", re.MULTILINE)
 """A part of a path that is empty, "." or ".."; control characters; backslashes."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
-
-class ListOptions(RootedOptions):
+class ListOptions(FileOptions):
     """Options of images that a list names.
 
     Attributes:
@@ -50,8 +45,6 @@ class ListOptions(RootedOptions):
         missing: what to do where a listed image is not there: "refuse", or "drop" it, counted.
         single_label: whether an image has one class. "auto": if every listed image has one; true
             refuses an image with several; false keeps several labels an image in any case.
-        store_size: shorter side of a stored image, in pixels.
-        follow_links: read what symbolic links in the folder lead to, outside of it too.
     """
 
     images: str | None = Field(None, min_length=1)
@@ -59,8 +52,6 @@ class ListOptions(RootedOptions):
     classes: str | list[str] | None = None
     missing: Literal["refuse", "drop"] = "refuse"
     single_label: Shape = "auto"
-    store_size: int = Field(DEFAULT_STORE_SIZE, ge=8, le=2048)
-    follow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ class Listed:
         return sha.hexdigest()
 
 
-class ListedDataset(Dataset):
+class ListedDataset(FilesDataset):
     """A dataset whose images are those that a list names; no other file is looked at."""
 
     path_options: ClassVar[tuple[str, ...]] = ("root", "exclude", "images", "classes")
@@ -134,18 +125,6 @@ class ListedDataset(Dataset):
 
     # ---- what a dataset answers --------------------------------------------------------------
 
-    def load_index(self) -> DatasetIndex:
-        """List the images in the order of their paths.
-
-        Raises:
-            DatasetError: a list is wrong, or an image that it names is missing.
-        """
-        return self._found[0].index
-
-    def decoder(self) -> AbstractContextManager[Decoder]:
-        """Open the folder or zip of images."""
-        return tree_decoder(self._files, self._found[0])
-
     def listed_splits(self) -> Mapping[str, Sequence[str]] | None:
         """Return what the lists say; None where they list no splits."""
         listed = self._found[1]
@@ -161,10 +140,6 @@ class ListedDataset(Dataset):
         """Whether the lists have training images that are not in the gallery."""
         splits = self._found[1].splits
         return "train" in splits and bool((splits["train"] & ~splits["gallery"]).any())
-
-    def image_options(self) -> dict[str, Any]:
-        """Return the size of stored images."""
-        return {"store_size": self.options.store_size}
 
     # ---- the files behind the paths ----------------------------------------------------------
 
@@ -183,6 +158,10 @@ class ListedDataset(Dataset):
             follow_links=self.options.follow_links,
             key="root" if self.options.images is None else "images",
         )
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return self._found[0]
 
     @cached_property
     def _found(self) -> tuple[Tree, Listed]:
@@ -328,11 +307,6 @@ def class_names(given: str | list[str] | None) -> list[str] | None:
     return list(names)
 
 
-def is_plain(text: str) -> bool:
-    """Whether a text has no control characters, line ends among them."""
-    return not _CONTROL.search(text)
-
-
 def read_text(path: Path, refuse: Callable[[str], DatasetError]) -> str:
     """Return a file as text; a mark of its encoding at the beginning is no part of it.
 
@@ -401,15 +375,3 @@ def first_names(names: Iterable[str], limit: int = 3) -> str:
     """Return the first of some names for a message."""
     found = list(names)
     return ", ".join(map(repr, found[:limit])) + (", ..." if len(found) > limit else "")
-
-
-def expanded(text: str, key: str) -> Path:
-    """Return an option as a path; ``~`` is one's home.
-
-    Raises:
-        DatasetError: of a user that does not exist.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise DatasetError("there is no such user's home", key=key, value=text) from None

@@ -16,37 +16,25 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.datasets.base import DATASETS
-from retrieval.datasets.files import Tree, copies
+from retrieval.datasets.files import Tree, copies, is_plain
 from retrieval.datasets.lists import (
-    ROLES,
     Listed,
     ListedDataset,
     ListOptions,
     class_names,
     clean_paths,
-    is_plain,
     is_single,
     read_text,
     shown,
 )
 from retrieval.errors import DatasetError, UnknownNameError
-from retrieval.protocols import Protocol
+from retrieval.protocols import APART, ROLES, Protocol
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 """Ending of a text file -> what separates its columns."""
 
 PARQUET = frozenset({".parquet", ".pq"})
 """Endings of Parquet files."""
-
-APART = (
-    ("query", "gallery"),
-    ("query", "train"),
-    ("query", "validation_query"),
-    ("query", "validation_gallery"),
-    ("validation_query", "train"),
-    ("validation_query", "validation_gallery"),
-)
-"""Splits that must not have an image in common, nor a copy of one."""
 
 
 class Columns(BaseModel):

@@ -28,7 +28,6 @@ class ROxford5k(LandmarkDataset):
         "Radenovic et al., Revisiting Oxford and Paris, CVPR 2018; images of "
         "Philbin et al., Object Retrieval with Large Vocabularies, CVPR 2007"
     )
-    licence = "the photographs have licences of their own; for research"
     obtain = (
         "unpack oxbuild_images.tgz of the Oxford Buildings dataset into ROOT/jpg, put "
         "gnd_roxford5k.pkl of the revisited annotation into ROOT, and give ROOT as root"

@@ -10,15 +10,7 @@ from retrieval.datasets.landmarks import LandmarkDataset
 class RParis6k(LandmarkDataset):
     """The revisited Paris benchmark: 70 queries, 6,322 gallery images, Easy, Medium and Hard.
 
-    Ground truth says for each query which images show its landmark: easy, hard, junk. mAP (by the
-    trapezoid rule, junk left out of the ranking) and mP@1, 5, 10 are given at each level; tables
-    show Medium. Queries are cropped by their boxes. Ranking by Hamming distance is not part of the
-    benchmark: its mAP is the expectation over the order of ties, with bounds beside it; the
-    benchmark's own ranking, by cosine, is what ``evaluate: {retrieval: [cosine]}`` adds. Images
-    are stored as squares of ``store_size``, up to 2,048 pixels, and encoded at one scale; the
-    literature takes whole images whose longer side is 1,024 pixels, at several scales, so that
-    its figures are not to be compared with these. Training images come from another dataset and
-    are not in the gallery; validation queries are taken from them.
+    All else is as in ``roxford5k``.
     """
 
     title = "RParis6k"
@@ -28,7 +20,6 @@ class RParis6k(LandmarkDataset):
         "Radenovic et al., Revisiting Oxford and Paris, CVPR 2018; images of "
         "Philbin et al., Lost in Quantization, CVPR 2008"
     )
-    licence = "the photographs have licences of their own; for research"
     obtain = (
         "unpack paris_1.tgz and paris_2.tgz of the Paris dataset into ROOT/jpg, put "
         "gnd_rparis6k.pkl of the revisited annotation into ROOT, and give ROOT as root"

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StoreCorrupt
-from orchestrator.store import StageStore, canonical, digest, read_json, write_atomic
+from orchestrator.store import StageStore, canonical, digest, read_json
+from retrieval.atomic import write_atomic
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
