@@ -401,7 +401,10 @@ def _request(study: Study, kind: StageKind) -> Request | None:
     if asked is None:
         return None
     try:
-        return Request(cpus=asked.cpus, gpus=asked.gpus)
+        return Request(
+            cpus=1.0 if asked.cpus is None else asked.cpus,
+            gpus=asked.gpus or 0.0,
+        )
     except ResourceError as error:
         raise InputError(str(error), key=f"resources.{kind}") from None
 

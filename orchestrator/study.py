@@ -27,15 +27,21 @@ class _Strict(BaseModel):
 
 
 class Resources(_Strict):
-    """What one kind of stage asks for.
+    """What one kind of stage asks for; each worker of it, where it has several.
 
     Attributes:
-        cpus: CPU cores.
-        gpus: GPUs; a fraction shares one.
+        cpus: CPU cores; null takes the trial's threads.
+        gpus: GPUs; a fraction shares one; null takes the default of the stage's networks.
+        memory: "16GB" or "512MiB" of main memory that is kept free for it.
+        custom: amounts of a cluster's own resources, by name.
+        labels: what the node's labels must be, by name: "A100", "!A100" or "in(A100,H100)".
     """
 
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
+    cpus: float | None = Field(None, ge=0)
+    gpus: float | None = Field(None, ge=0)
+    memory: str | None = None
+    custom: dict[str, float] = {}
+    labels: dict[str, str] = {}
 
 
 class ResourcesByStage(_Strict):
@@ -43,8 +49,8 @@ class ResourcesByStage(_Strict):
 
     Attributes:
         device: "auto" uses a GPU where the stage was given one, "cpu" and "cuda" insist.
-        centers, gallery, recording, query, joint, metrics: requests; null takes the default: one
-            core, and a GPU (a quarter of one for query stages) where the cluster has any.
+        centers, gallery, recording, query, joint, metrics: requests; null takes the default: a
+            core for each thread, and a share of a GPU by the networks where the cluster has any.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -54,6 +60,49 @@ class ResourcesByStage(_Strict):
     query: Resources | None = None
     joint: Resources | None = None
     metrics: Resources | None = None
+
+
+class Faults(_Strict):
+    """How often a stage is tried again, by kind of failure, and how long it may take. Operational.
+
+    Every try goes on from the stage's last checkpoint. A try that got further than the one before
+    starts the count anew: what is counted are failures without progress.
+
+    Attributes:
+        out_of_memory: of the GPU or of main memory; each time with more of it to itself.
+        lost_worker: the process died.
+        lost_node: the machine died, or cannot be reached.
+        timeout: a limit below was passed.
+        system: the disk, the network or the store failed.
+        diverged: a loss is not finite; the same computation gives the same result.
+        bug: the code raised an error; likewise.
+        stage_minutes: longest time of one try; null: no limit.
+        stall_minutes: longest time without a report; null: no limit.
+        wait_seconds: before the first repetition; doubled each time, to ten minutes at most.
+    """
+
+    out_of_memory: int = Field(2, ge=0, le=1000)
+    lost_worker: int = Field(3, ge=0, le=1000)
+    lost_node: int = Field(10, ge=0, le=1000)
+    timeout: int = Field(1, ge=0, le=1000)
+    system: int = Field(3, ge=0, le=1000)
+    diverged: int = Field(0, ge=0, le=1000)
+    bug: int = Field(0, ge=0, le=1000)
+    stage_minutes: float | None = Field(None, gt=0)
+    stall_minutes: float | None = Field(None, gt=0)
+    wait_seconds: float = Field(1.0, ge=0, le=600)
+
+
+class Checkpointing(_Strict):
+    """When a stage in work saves what it can go on from. Operational.
+
+    Attributes:
+        epochs: after every so many epochs.
+        seconds: but not sooner than this after the one before.
+    """
+
+    epochs: int = Field(1, ge=1)
+    seconds: float = Field(0.0, ge=0)
 
 
 class Training(_Strict):
@@ -152,7 +201,7 @@ class Study(_Strict):
             again with other hyperparameters; a list as a value spans a grid.
         bits: code lengths B.
         seeds: trial seeds; the split has a seed of its own in the protocol.
-        train, evaluate, resources, tracking: see there.
+        train, evaluate, resources, faults, checkpoint, tracking: see there.
         replay: false trains both sides together, or asks the frozen gallery live. The numbers are
             the same bit for bit, the work is not.
     """
@@ -171,6 +220,8 @@ class Study(_Strict):
     evaluate: Evaluation = Evaluation()
     replay: bool = True
     resources: ResourcesByStage = ResourcesByStage()
+    faults: Faults = Faults()
+    checkpoint: Checkpointing = Checkpointing()
     tracking: Tracking = Tracking()
 
     @field_validator("study")
@@ -463,7 +514,7 @@ def _text_keys(value: Any, path: str) -> None:
             _text_keys(child, f"{path}.{index}" if path else str(index))
 
 
-_MAPPINGS = ("train", "evaluate", "resources", "tracking")
+_MAPPINGS = ("train", "evaluate", "resources", "faults", "checkpoint", "tracking")
 _LISTS = {
     "datasets": "names of datasets, or mappings with 'name' (or 'folder') and options",
     "pairs": "names of pairs, or mappings with 'query' and 'gallery'",
@@ -519,6 +570,9 @@ def _check_shapes(data: dict[str, Any]) -> None:
     for kind, value in data.get("resources", {}).items():
         if kind != "device" and value is not None:
             mapping(f"resources.{kind}", value)
+            for part in ("custom", "labels"):
+                if part in value:
+                    mapping(f"resources.{kind}.{part}", value[part])
 
 
 def _check_methods(methods: Any, key: str = "methods") -> None:

@@ -1,0 +1,44 @@
+"""Who hears what happens in a run: the progress display, the mirror, logs and the live board."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Stage
+
+
+class Listener:
+    """Hears what happens to the stages of a run; every method does nothing until overridden.
+
+    A ``failure`` is a mapping with ``kind``, ``reason``, ``detail`` (a traceback, or "") and
+    ``attempt`` (from 1).
+    """
+
+    def run_started(self, info: dict[str, Any]) -> None:
+        """Workers can start: ``run``, ``address``, ``cpus``, ``gpus`` and ``nodes`` of the run."""
+
+    def stage_started(self, stage: Stage) -> None:
+        """A worker took the stage."""
+
+    def stage_progressed(self, stage: Stage, note: dict[str, Any]) -> None:
+        """The stage reported; ``note["event"]`` says what.
+
+        "placed" (host, pid, node, attempt), "resumed" (epoch), "epoch" (epoch, epochs, metrics) or
+        "encoding".
+        """
+
+    def stage_retried(self, stage: Stage, failure: dict[str, Any], delay: float) -> None:
+        """The stage failed, and may start again in ``delay`` seconds."""
+
+    def stage_finished(self, stage: Stage) -> None:
+        """The stage is in the store."""
+
+    def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
+        """The stage failed for good."""
+
+    def run_draining(self) -> None:
+        """The run was asked to stop: stages go on to the end of their epoch, none starts."""
+
+    def run_ended(self, reason: str) -> None:
+        """The run ended: "done", "failed", "interrupted" or "error"."""
