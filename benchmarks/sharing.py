@@ -20,7 +20,7 @@ import yaml
 from orchestrator.plan import Plan, build_plan
 from orchestrator.report import rows
 from orchestrator.scheduling import Options, execute
-from orchestrator.store import StageStore
+from orchestrator.store import open_store
 from orchestrator.study import load_study
 
 
@@ -59,7 +59,7 @@ def timed(text: str, home: Path) -> tuple[float, Plan, list[float]]:
     started = time.perf_counter()
     execute(plan, Options(home=home, executor="inline"), [])
     seconds = time.perf_counter() - started
-    return seconds, plan, [row["map"] for row in rows(plan, StageStore(home / "store"))]
+    return seconds, plan, [row["map"] for row in rows(plan, open_store(home))]
 
 
 def main() -> None:

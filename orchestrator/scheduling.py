@@ -18,7 +18,7 @@ from cluster.resources import Request, ResourceError, check_feasible, default_re
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, Stage
 from orchestrator.stages import Work, run_stage
-from orchestrator.store import StageStore
+from orchestrator.store import StageStore, open_store
 from retrieval.errors import InputError
 
 MAX_LOST_WORKERS = 2
@@ -143,7 +143,7 @@ def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
         InputError: a stage asks for more than the machine has.
         KeyboardInterrupt: the user stopped it; what is finished stays.
     """
-    store = StageStore(options.home / "store")
+    store = open_store(options.home)
     estimator = Estimator.load(options.home)
     board = Board(plan, store, estimator.chains(plan))
     if board.exhausted:

@@ -13,7 +13,7 @@ from orchestrator.estimates import Estimator
 from orchestrator.plan import KINDS, Plan, build_plan
 from orchestrator.report import Sharing, sharing, trial_failure
 from orchestrator.scheduling import Options, execute, needed_stages
-from orchestrator.store import StageStore, digest, read_json, write_json
+from orchestrator.store import StageStore, digest, open_store, read_json, write_json
 from orchestrator.study import NAME, Source, Study, load_study
 from retrieval.atomic import write_atomic
 from retrieval.errors import InputError, UnknownNameError
@@ -45,7 +45,7 @@ class Session:
     @cached_property
     def store(self) -> StageStore:
         """The stage store of this home."""
-        return StageStore(self.home / "store")
+        return open_store(self.home)
 
     @cached_property
     def estimator(self) -> Estimator:

@@ -24,7 +24,7 @@ from methods.pairs import SideSpec
 from methods.recipe import Recipe
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.recording import Recorder, Replay
-from orchestrator.store import Manifest, StageStore, write_json
+from orchestrator.store import Manifest, StageStore, open_store, write_json
 from retrieval.augmentation import Augmentation, Views
 from retrieval.codes import pack
 from retrieval.datasets import Dataset, open_dataset
@@ -82,7 +82,7 @@ def run_stage(work: Work, report: Report) -> Manifest:
     Raises:
         Exception: whatever the stage's code raises; the work folder keeps its checkpoints.
     """
-    store = StageStore(Path(work.home) / "store")
+    store = open_store(Path(work.home))
     with store.lease(work.id):
         if store.is_done(work.id):
             return store.manifest(work.id)

@@ -245,6 +245,18 @@ class StageStore:
         return note if isinstance(note, dict) else None
 
 
+def open_store(home: Path, where: str = "") -> StageStore:
+    """Open the stage store.
+
+    Args:
+        home: ASYMBENCH_HOME.
+        where: a folder, of this machine or mounted; "" is the environment's ASYMBENCH_STORE, and
+            without that HOME/store.
+    """
+    where = where or os.environ.get("ASYMBENCH_STORE", "")
+    return StageStore(Path(where).expanduser().absolute() if where else home / "store")
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -11,7 +11,7 @@ from PIL import Image
 from methods.base import METHODS
 from orchestrator.plan import build_plan
 from orchestrator.scheduling import Options, execute
-from orchestrator.store import StageStore
+from orchestrator.store import open_store
 from orchestrator.study import load_study
 
 COLOURS = [(250, 20, 20), (20, 250, 20), (20, 20, 250), (240, 240, 20)]
@@ -79,7 +79,7 @@ def run(home, dataset, methods, **changes):
     board = execute(plan, Options(home=home, executor="inline"), [])
     assert not board.failed
     (trial,) = plan.trials
-    return StageStore(home / "store"), trial
+    return open_store(home), trial
 
 
 @pytest.mark.parametrize("method", METHODS.names())

@@ -7,7 +7,7 @@ import yaml
 
 from orchestrator.plan import Plan, build_plan
 from orchestrator.scheduling import Board, Options, execute
-from orchestrator.store import StageStore
+from orchestrator.store import open_store
 from orchestrator.study import load_study
 
 BASE = {
@@ -38,7 +38,7 @@ class Lab:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.store = StageStore(home / "store")
+        self.store = open_store(home)
 
     def plan(self, **changes: object) -> Plan:
         text = yaml.safe_dump({**BASE, **changes})
@@ -49,7 +49,7 @@ class Lab:
         plan = self.plan(**changes)
         options = Options(home=self.home, executor="inline")
         board = execute(plan, options, list(listeners))
-        self.store = StageStore(self.home / "store")
+        self.store = open_store(self.home)
         return plan, board
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from orchestrator.cli import cli, guarded
 from orchestrator.measure_commands import parse_bytes
-from orchestrator.store import StageStore
+from orchestrator.store import open_store
 
 STUDY = "study: mine\ndatasets: [digits]\npairs: [tiny]\nmethods: [csch]\nbits: [16]\n"
 
@@ -338,7 +338,7 @@ def test_a_bug_keeps_its_traceback():
 def test_a_damaged_store_is_told_and_not_traced(asymbench, home):
     Path("s.yaml").write_text(STUDY)
     (trial,) = json.loads(asymbench("plan", "s.yaml", "--json").out)["list"]
-    folder = StageStore(home / "store").folder(trial["trial"])
+    folder = open_store(home).folder(trial["trial"])
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"id": "other", "identity": {}}')
     found = asymbench("report", "s.yaml")

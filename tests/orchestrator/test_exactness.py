@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from methods.base import METHODS, Schedule, Task
-from orchestrator.store import StageStore
+from orchestrator.store import open_store
 
 NOISY_PAIR = {
     "name": "noisy",
@@ -52,7 +52,7 @@ def independent_methods() -> list[tuple[str, dict]]:
 def final(lab, plan):
     """Return weights, codes and scores of the plan's only trial."""
     (trial,) = plan.trials
-    store = StageStore(lab.home / "store")
+    store = open_store(lab.home)
     stage = trial.stages.get("joint") or trial.stages["query"]
     weights = load_file(store.read(stage, "weights.safetensors"))
     codes = np.load(store.read(stage, "query_codes.npy"))

@@ -18,7 +18,7 @@ from orchestrator.mirror import Mirror, trial_metrics
 from orchestrator.plan import build_plan
 from orchestrator.report import grids, rows
 from orchestrator.scheduling import Options, execute
-from orchestrator.store import StageStore
+from orchestrator.store import StageStore, open_store
 from orchestrator.study import load_study
 from retrieval.datasets import open_dataset
 from retrieval.datasets.gnd import read_ground_truth
@@ -94,7 +94,7 @@ def ran(tmp_path_factory):
         evaluate={"retrieval": ["hamming", "cosine", "asymmetric"]},
     )
     execute(plan, Options(home=home, executor="inline"), [])
-    store = StageStore(home / "store")
+    store = open_store(home)
     assert all(store.is_done(trial.id) for trial in plan.trials)
     return plan, store
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from orchestrator.mirror import STAGES_EXPERIMENT, Mirror, trial_metrics
-from orchestrator.store import StageStore
+from orchestrator.store import open_store
 from orchestrator.tracking import MlflowTracker, NoTracker
 
 pytestmark = pytest.mark.mlflow
 
 
 def mirror_of(lab, plan, tracker):
-    return Mirror(plan, StageStore(lab.home / "store"), tracker, lab.home, "benchmark")
+    return Mirror(plan, open_store(lab.home), tracker, lab.home, "benchmark")
 
 
 def query(lab, sql, *values):
@@ -131,7 +131,7 @@ def test_tracker_that_is_down_fails_no_trial(lab):
 
 def test_trial_metrics_of_a_joint_trial_name_both_sides(lab):
     plan, _ = lab.run(replay=False, train={"epochs": 1})
-    metrics = trial_metrics(plan.trials[0], StageStore(lab.home / "store"))
+    metrics = trial_metrics(plan.trials[0], open_store(lab.home))
     assert metrics["parameters/gallery"] > metrics["parameters/query"] > 0
     assert "seconds/joint" in metrics
 

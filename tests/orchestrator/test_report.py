@@ -12,7 +12,7 @@ import yaml
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, Trial, build_plan
 from orchestrator.report import FORMATS, grids, rows, sharing, to_markdown, to_text
-from orchestrator.store import StageStore
+from orchestrator.store import StageStore, open_store
 from orchestrator.study import load_study
 
 BASE = {"study": "s", "datasets": ["digits"], "pairs": ["tiny"], "methods": ["csch"], "bits": [16]}
@@ -30,7 +30,7 @@ def plan(tmp_path):
 
 @pytest.fixture
 def store(tmp_path):
-    return StageStore(tmp_path / "store")
+    return open_store(tmp_path)
 
 
 def finish(store: StageStore, plan: Plan, stage_id: str, result: dict, seconds: float = 1.0):
