@@ -235,6 +235,30 @@ class Request:
         return one if self.workers == 1 else f"{self.workers} workers of {one}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a study asks for; the fields of a :class:`Request`, None where it leaves them open."""
+
+    cpus: float | None = None
+    gpus: float | None = None
+    memory: int | None = None
+    custom: Mapping[str, float] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        # Whatever fills the rest, these values are right or wrong by themselves.
+        self.over(Request())
+
+    def over(self, default: Request) -> Request:
+        """Return ``default`` with what is asked for in its place."""
+        given = {
+            name: value
+            for name in ("cpus", "gpus", "memory")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(default, **given, custom=self.custom, labels=self.labels)
+
+
 def _check_custom(name: str, amount: float) -> None:
     if name in _RESERVED:
         own = _RESERVED[name]

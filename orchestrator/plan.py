@@ -11,8 +11,9 @@ same work.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from cluster.resources import Request, ResourceError
+from cluster.resources import Asked, ResourceError, parse_memory
 from methods.base import HashMethod, Schedule, Task, build_method
 from methods.pairs import PAIRS, PairSpec, SideSpec
-from methods.recipe import Recipe
-from orchestrator.store import FORMAT, digest
+from orchestrator.store import FORMAT, canonical
 from orchestrator.study import Resources, Study
 from retrieval.augmentation import Augmentation
 from retrieval.datasets import DATASETS, SHORTHANDS, Dataset, open_dataset
@@ -54,7 +54,8 @@ class Stage:
         identity: all that determines its output, the inputs' ids included.
         inputs: role -> id of the stages it consumes.
         setup: what a worker needs to do it: the identity's values plus paths of this machine.
-        request: the resources it asks for; None takes the default of its kind on the cluster.
+        request: the resources that the study asks for; what it leaves open takes the default of
+            the stage's networks on the cluster.
         label: readable, for progress lines.
         images: (training, forward-only) image passes, for estimates.
     """
@@ -64,7 +65,7 @@ class Stage:
     identity: dict[str, Any]
     inputs: dict[str, str]
     setup: dict[str, Any]
-    request: Request | None
+    request: Asked | None
     label: str
     images: tuple[int, int] = (0, 0)
 
@@ -166,26 +167,26 @@ def build_plan(study: Study, *, folder: Path, home: Path, cwd: Path | None = Non
         InputError: a name, option or combination is wrong; ``key`` is the study's key.
     """
     plan = Plan(study=study.study)
-    for kind in KINDS:  # also of kinds that this study does not have: a wrong request stays wrong
-        _request(study, kind)
+    asked = {
+        kind: _asked(study, kind) for kind in KINDS
+    }  # a wrong one is wrong without stages too
     places = (cwd or Path.cwd(), folder)
     datasets = _datasets(study, places, home)
     plan.datasets = [dataset for _, dataset in datasets]
-    pairs = _pairs(study, places)
+    pairs = [_Pair(pair) for pair in _pairs(study, places)]
     settings = _settings(study)
+    planner = _Planner(study, plan, asked)
     for given, dataset in datasets:
-        augmentation = _augmentation(study, dataset)
+        data = _Data(given, dataset, _augmentation(study, dataset).model_dump(mode="json"))
         built = [
-            (_build(setting, bits, dataset, study), setting.text)
+            _Method(_build(setting, bits, dataset, study), setting.text)
             for setting in settings
             for bits in study.bits
         ]
         for pair in pairs:
-            for method, setting in built:
+            for method in built:
                 for seed in study.seeds:
-                    _Cell(study, dataset, given, augmentation, pair, method, setting, seed).add_to(
-                        plan
-                    )
+                    _Cell(planner, data, pair, method, seed).add()
     order = {kind: place for place, kind in enumerate(KINDS)}
     plan.stages = dict(sorted(plan.stages.items(), key=lambda item: order[item[1].kind]))
     return plan
@@ -396,299 +397,438 @@ def _train_key(study: Study, field: str, *sides: Side) -> str:
     return f"train.{field}"
 
 
-def _request(study: Study, kind: StageKind) -> Request | None:
-    asked: Resources | None = getattr(study.resources, kind)
-    if asked is None:
+def _asked(study: Study, kind: StageKind) -> Asked | None:
+    given: Resources | None = getattr(study.resources, kind)
+    if given is None:
         return None
     try:
-        return Request(
-            cpus=1.0 if asked.cpus is None else asked.cpus,
-            gpus=asked.gpus or 0.0,
+        return Asked(
+            cpus=given.cpus,
+            gpus=given.gpus,
+            memory=None if given.memory is None else parse_memory(given.memory),
+            custom=given.custom,
+            labels=given.labels,
         )
     except ResourceError as error:
-        raise InputError(str(error), key=f"resources.{kind}") from None
+        key = ".".join(part for part in ("resources", kind, error.key) if part)
+        raise InputError(str(error), key=key) from None
+
+
+# ---- what cells have in common, worked out once: a plan may have many thousands of them --------
+
+
+@dataclass(eq=False)
+class _Data:
+    """A dataset, as given and opened, and the augmentation of its training images."""
+
+    given: str | dict[str, Any]
+    dataset: Dataset
+    augmentation: dict[str, Any]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return self.dataset.identity()
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        splits = self.dataset.splits()
+        return {"query": len(splits.query), "gallery": len(splits.gallery)}
+
+
+class _Pair:
+    """A pair with its sides as JSON values."""
+
+    def __init__(self, spec: PairSpec) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.view_size = max(spec.query.size, spec.gallery.size)
+        sides: dict[Side, SideSpec] = {"query": spec.query, "gallery": spec.gallery}
+        self.identities = {side: given.identity() for side, given in sides.items()}
+        self.values = {side: given.model_dump(mode="json") for side, given in sides.items()}
+
+
+@dataclass(eq=False)
+class _Method:
+    """A method with its hyperparameters and task, and the text that tells its setting apart."""
+
+    method: HashMethod
+    setting: str
+
+    @cached_property
+    def teacher(self) -> HashMethod:
+        """The method that trains the gallery."""
+        return self.method.gallery_method()
+
+    @cached_property
+    def centers(self) -> dict[str, Any] | None:
+        """The spec of the teacher's hash centers."""
+        spec = self.teacher.centers()
+        return None if spec is None else asdict(spec)
+
+    @cached_property
+    def centers_need(self) -> tuple[Side, ...]:
+        """The sides whose initial networks place the centers."""
+        spec = self.teacher.centers()
+        return () if spec is None else spec.needs
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        return self.method.params.model_dump(mode="json")
+
+    @cached_property
+    def of_query(self) -> dict[str, Any]:
+        """What the query stage reads."""
+        return self.method.params.read_by("query")
+
+    @cached_property
+    def of_gallery(self) -> dict[str, Any]:
+        """What the gallery's stage reads of the teacher."""
+        return self.teacher.params.read_by("gallery")
+
+
+class _Planner:
+    """Adds stages to a plan.
+
+    A stage's identity is mostly made of values that many stages have in common. Their canonical
+    text is made once, and an id is the digest of the texts put together: the same as the digest of
+    the canonical text of all of it.
+    """
+
+    def __init__(self, study: Study, plan: Plan, asked: dict[StageKind, Asked | None]) -> None:
+        self.study = study
+        self.plan = plan
+        self.asked = asked
+        self.recipes = {side: study.train.side(side) for side in SIDES}
+        self.recipe_values = {s: r.model_dump(mode="json") for s, r in self.recipes.items()}
+        self._texts: dict[int, tuple[Any, str]] = {}
+        self._commons: dict[tuple[int, int, int, int], tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def common(
+        self, data: _Data, pair: _Pair, bits: int, seed: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what every training stage reads: as part of its identity, and for a worker."""
+        key = (id(data), pair.view_size, bits, seed)
+        if key not in self._commons:
+            identity = {
+                "format": FORMAT,
+                "dataset": data.identity,
+                "view_size": pair.view_size,
+                "augmentation": data.augmentation,
+                "seed": seed,
+                "bits": bits,
+                "threads": self.study.train.threads,
+            }
+            self._commons[key] = (identity, {**identity, "dataset": data.given})
+        return self._commons[key]
+
+    def add(
+        self,
+        kind: StageKind,
+        identity: dict[str, Any],
+        inputs: dict[str, str],
+        setup: Callable[[], dict[str, Any]],
+        images: tuple[int, int],
+        label: Callable[[StageKind], str],
+    ) -> str:
+        """Add a stage, unless the plan has it; return its id.
+
+        Args:
+            kind: what it does.
+            identity: all that determines its output. Containers in it that are shared by several
+                stages must be the same objects each time, and stay as they are.
+            inputs: role -> id of the stages it consumes.
+            setup: makes what a worker needs.
+            images: (training, forward-only) image passes.
+            label: makes its name, given the kind.
+        """
+        stage_id = self._digest(identity)
+        if stage_id not in self.plan.stages:
+            self.plan.stages[stage_id] = Stage(
+                id=stage_id,
+                kind=kind,
+                identity=identity,
+                inputs=dict(inputs),
+                setup=setup(),
+                request=self.asked[kind],
+                label=label(kind),
+                images=images,
+            )
+        return stage_id
+
+    def _digest(self, identity: dict[str, Any]) -> str:
+        """Return ``digest(identity)``."""
+        items = ",".join(f'"{key}":{self._text(identity[key])}' for key in sorted(identity))
+        return hashlib.sha256(f"{{{items}}}".encode()).hexdigest()
+
+    def _text(self, value: Any) -> str:
+        if type(value) is int:
+            return str(value)
+        if not isinstance(value, dict) or not value:
+            return canonical(value)
+        known = self._texts.get(id(value))
+        if known is None:
+            # The value is kept beside its text: no other object can get its number.
+            known = self._texts[id(value)] = (value, canonical(value))
+        return known[1]
 
 
 @dataclass
 class _Cell:
     """One trial on its way into the plan."""
 
-    study: Study
-    dataset: Dataset
-    given: str | dict[str, Any]
-    augmentation: Augmentation
-    pair: PairSpec
-    method: HashMethod
-    setting: str
+    planner: _Planner
+    data: _Data
+    pair: _Pair
+    built: _Method
     seed: int
 
-    @property
-    def bits(self) -> int:
-        return self.method.task.bits
+    def __post_init__(self) -> None:
+        self.study = self.planner.study
+        self.method = self.built.method
+        self.bits = self.method.task.bits
+        self.common, self.common_setup = self.planner.common(
+            self.data, self.pair, self.bits, self.seed
+        )
 
-    def add_to(self, plan: Plan) -> None:
+    def add(self) -> None:
+        """Add the trial and its stages to the plan."""
         study, method = self.study, self.method
-        at = study.evaluate.at or self.dataset.protocol.at
+        at = study.evaluate.at or self.data.dataset.protocol.at
         stages: dict[str, str] = {}
-        gallery_method = method.gallery_method()
         joint = method.schedule is Schedule.JOINT or (
             method.schedule is Schedule.SIMULTANEOUS and not study.replay
         )
-        centers = self._centers(plan, gallery_method, stages)
+        centers = self._centers(stages)
         if joint:
-            scored = {"joint": self._joint(plan, centers, stages)}
+            scored = {"joint": self._joint(centers, stages)}
         else:
-            gallery = self._gallery(plan, gallery_method, centers, stages)
+            gallery = self._gallery(centers, stages)
             inputs = {"gallery": gallery}
             if method.schedule is Schedule.FROZEN and study.replay:
-                inputs["recording"] = self._recording(plan, gallery, stages)
+                inputs["recording"] = self._recording(gallery, stages)
             if method.centers_for_query() and centers is not None:
                 inputs["centers"] = centers
-            scored = {"query": self._query(plan, inputs, stages), "gallery": gallery}
+            scored = {"query": self._query(inputs, stages), "gallery": gallery}
+        self._metrics(at, scored, stages)
+        trial = Trial(
+            id=stages["metrics"],
+            method=method.name,
+            dataset=self.data.dataset.label,
+            pair=self.pair.name,
+            bits=self.bits,
+            seed=self.seed,
+            params=self.built.params,
+            setting=self.built.setting,
+            query_backbone=self.pair.spec.query.backbone,
+            gallery_backbone=self.pair.spec.gallery.backbone,
+            protocol=self.data.dataset.protocol.id,
+            at=at,
+            stages=stages,
+        )
+        self.planner.plan.add(trial)
+
+    # ---- stages --------------------------------------------------------------------------
+
+    def _metrics(self, at: int | str, scored: dict[str, str], stages: dict[str, str]) -> None:
+        asked = self.study.evaluate
+        more: dict[str, Any] = {}
+        if asked.legacy:
+            more["legacy"] = sorted(asked.legacy)
+        by_values = [mode for mode in asked.retrieval if mode != "hamming"]
+        if by_values:  # these rank in the method's output space
+            more |= {
+                "retrieval": sorted(by_values),
+                "method": self.method.name,
+                "method_version": self.method.version,
+                "params": self.built.params,
+            }
         identity: dict[str, Any] = {
             "kind": "metrics",
             "format": FORMAT,
             "version": METRICS_VERSION,
-            "dataset": self.dataset.identity(),
+            "dataset": self.data.identity,
             "at": at,
             "inputs": scored,
+            **more,
         }
-        setup: dict[str, Any] = {
-            "dataset": self.given,
-            "at": at,
-            "bits": self.bits,
-            "threads": study.train.threads,
-        }
-        if study.evaluate.legacy:
-            legacy = {"legacy": sorted(study.evaluate.legacy)}
-            identity |= legacy
-            setup |= legacy
-        by_values = [mode for mode in study.evaluate.retrieval if mode != "hamming"]
-        if by_values:  # these rank in the method's output space
-            values: dict[str, Any] = {
-                "retrieval": sorted(by_values),
-                "method": method.name,
-                "method_version": method.version,
-                "params": method.params.model_dump(mode="json"),
+
+        def setup() -> dict[str, Any]:
+            return {
+                "dataset": self.data.given,
+                "at": at,
+                "bits": self.bits,
+                "threads": self.study.train.threads,
+                **more,
             }
-            identity |= values
-            setup |= values
-        stages["metrics"] = self._add(plan, "metrics", identity, scored, setup, (0, 0))
-        trial = Trial(
-            id=stages["metrics"],
-            method=method.name,
-            dataset=self.dataset.label,
-            pair=self.pair.name,
-            bits=self.bits,
-            seed=self.seed,
-            params=method.params.model_dump(mode="json"),
-            setting=self.setting,
-            query_backbone=self.pair.query.backbone,
-            gallery_backbone=self.pair.gallery.backbone,
-            protocol=self.dataset.protocol.id,
-            at=at,
-            stages=stages,
-        )
-        plan.add(trial)
 
-    # ---- stages --------------------------------------------------------------------------
+        stages["metrics"] = self._add("metrics", identity, scored, setup, (0, 0))
 
-    @cached_property
-    def _common(self) -> dict[str, Any]:
-        """What every training stage reads."""
-        return {
-            "format": FORMAT,
-            "dataset": self.dataset.identity(),
-            "view_size": self._view_size,
-            "augmentation": self.augmentation.model_dump(mode="json"),
-            "seed": self.seed,
-            "bits": self.bits,
-            "threads": self.study.train.threads,
-        }
-
-    @property
-    def _view_size(self) -> int:
-        return max(self.pair.query.size, self.pair.gallery.size)
-
-    def _setup(self, **more: Any) -> dict[str, Any]:
-        return {**self._common, "dataset": self.given, **more}
-
-    def _centers(
-        self, plan: Plan, gallery_method: HashMethod, stages: dict[str, str]
-    ) -> str | None:
-        spec = gallery_method.centers()
+    def _centers(self, stages: dict[str, str]) -> str | None:
+        spec = self.built.centers
         if spec is None:
             return None
+        teacher, needed = self.built.teacher, self.built.centers_need
+        threads = self.study.train.threads
         identity: dict[str, Any] = {
             "kind": "centers",
             "format": FORMAT,
             "version": CENTERS_VERSION,
-            "spec": asdict(spec),
+            "spec": spec,
             "bits": self.bits,
-            "n_classes": gallery_method.task.n_classes,
+            "n_classes": teacher.task.n_classes,
             "seed": self.seed,
         }
-        setup = {**identity, "dataset": self.given, "threads": self.study.train.threads}
+        setup = {**identity, "dataset": self.data.given, "threads": threads}
         images = 0
-        if spec.needs:  # the assignment looks at the initial networks' outputs on the images
+        if needed:  # the assignment looks at the initial networks' outputs on the images
             identity |= {
-                "dataset": self.dataset.identity(),
-                "head": gallery_method.head,
-                "threads": self.study.train.threads,
-                "sides": {side: self._side(side).identity() for side in spec.needs},
+                "dataset": self.data.identity,
+                "head": teacher.head,
+                "threads": threads,
+                "sides": {side: self.pair.identities[side] for side in needed},
             }
             setup |= {
-                "head": gallery_method.head,
-                "sides": {side: self._side(side).model_dump(mode="json") for side in spec.needs},
+                "head": teacher.head,
+                "sides": {side: self.pair.values[side] for side in needed},
             }
-            images = gallery_method.task.n_train * len(spec.needs)
-        stages["centers"] = self._add(plan, "centers", identity, {}, setup, (0, images))
+            images = teacher.task.n_train * len(needed)
+        stages["centers"] = self._add("centers", identity, {}, lambda: setup, (0, images))
         return stages["centers"]
 
-    def _gallery(
-        self, plan: Plan, method: HashMethod, centers: str | None, stages: dict[str, str]
-    ) -> str:
-        recipe = self.study.train.side("gallery")
+    def _gallery(self, centers: str | None, stages: dict[str, str]) -> str:
+        method = self.built.teacher
         simultaneous = method.schedule is Schedule.SIMULTANEOUS
         inputs = {"centers": centers} if centers is not None else {}
         values = {
             "head": method.head,
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": self.planner.recipe_values["gallery"],
             "validate_every": self.study.train.validate_every,
             "recording": method.recording if simultaneous else None,
             "method": method.name,
             "method_version": method.version,
-            "params": method.params.read_by("gallery"),
+            "params": self.built.of_gallery,
         }
         identity = {
             "kind": "gallery",
-            **self._common,
+            **self.common,
             **values,
-            "side": self.pair.gallery.identity(),
+            "side": self.pair.identities["gallery"],
             "inputs": inputs,
         }
-        setup = self._setup(**values, side=self.pair.gallery.model_dump(mode="json"))
-        passes = self._passes(recipe)
-        forward = len(self.dataset.splits().gallery)
-        stages["gallery"] = self._add(plan, "gallery", identity, inputs, setup, (passes, forward))
+        images = (self._passes("gallery"), self.data.sizes["gallery"])
+
+        def setup() -> dict[str, Any]:
+            return {**self.common_setup, **values, "side": self.pair.values["gallery"]}
+
+        stages["gallery"] = self._add("gallery", identity, inputs, setup, images)
         return stages["gallery"]
 
-    def _recording(self, plan: Plan, gallery: str, stages: dict[str, str]) -> str:
-        recipe = self.study.train.side("query")
-        teacher = self.method.gallery_method()
+    def _recording(self, gallery: str, stages: dict[str, str]) -> str:
+        recipe = self.planner.recipes["query"]
         inputs = {"gallery": gallery}
         values = {
             "epochs": recipe.epochs,
             "batch_size": recipe.batch_size,
-            "precision": self.study.train.side("gallery").precision,
+            "precision": self.planner.recipes["gallery"].precision,
             "recording": self.method.recording,
         }
-        identity = {"kind": "recording", **self._common, **values, "inputs": inputs}
-        setup = self._setup(
-            **values, side=self.pair.gallery.model_dump(mode="json"), head=teacher.head
-        )
-        images = (0, self._passes(recipe))
-        stages["recording"] = self._add(plan, "recording", identity, inputs, setup, images)
+        identity = {"kind": "recording", **self.common, **values, "inputs": inputs}
+
+        def setup() -> dict[str, Any]:
+            return {
+                **self.common_setup,
+                **values,
+                "side": self.pair.values["gallery"],
+                "head": self.built.teacher.head,
+            }
+
+        images = (0, self._passes("query"))
+        stages["recording"] = self._add("recording", identity, inputs, setup, images)
         return stages["recording"]
 
-    def _query(self, plan: Plan, inputs: dict[str, str], stages: dict[str, str]) -> str:
-        recipe = self.study.train.side("query")
+    def _query(self, inputs: dict[str, str], stages: dict[str, str]) -> str:
         method = self.method
         values = {
             "head": method.head,
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": self.planner.recipe_values["query"],
             "validate_every": self.study.train.validate_every,
             "recording": method.recording,
             "method": method.name,
             "method_version": method.version,
-            "params": method.params.read_by("query"),
+            "params": self.built.of_query,
         }
         identity = {
             "kind": "query",
-            **self._common,
+            **self.common,
             **values,
-            "side": self.pair.query.identity(),
+            "side": self.pair.identities["query"],
             "inputs": inputs,
         }
-        setup = self._setup(
-            **values,
-            side=self.pair.query.model_dump(mode="json"),
-            gallery_side=self.pair.gallery.model_dump(mode="json"),
-            gallery_head=method.gallery_method().head,
-            gallery_precision=self.study.train.side("gallery").precision,
-            all_params=method.params.model_dump(mode="json"),
-        )
-        images = (self._passes(recipe), len(self.dataset.splits().query))
-        stages["query"] = self._add(plan, "query", identity, inputs, setup, images)
+
+        def setup() -> dict[str, Any]:
+            return {
+                **self.common_setup,
+                **values,
+                "side": self.pair.values["query"],
+                "gallery_side": self.pair.values["gallery"],
+                "gallery_head": self.built.teacher.head,
+                "gallery_precision": self.planner.recipes["gallery"].precision,
+                "all_params": self.built.params,
+            }
+
+        images = (self._passes("query"), self.data.sizes["query"])
+        stages["query"] = self._add("query", identity, inputs, setup, images)
         return stages["query"]
 
-    def _joint(self, plan: Plan, centers: str | None, stages: dict[str, str]) -> str:
-        recipes = {side: self.study.train.side(side) for side in SIDES}
+    def _joint(self, centers: str | None, stages: dict[str, str]) -> str:
         inputs = {"centers": centers} if centers is not None else {}
         values = {
             "head": self.method.head,
-            "recipes": {side: recipe.model_dump(mode="json") for side, recipe in recipes.items()},
+            "recipes": self.planner.recipe_values,
             "validate_every": self.study.train.validate_every,
             "method": self.method.name,
             "method_version": self.method.version,
-            "params": self.method.params.model_dump(mode="json"),
+            "params": self.built.params,
         }
         identity = {
             "kind": "joint",
-            **self._common,
+            **self.common,
             **values,
-            "sides": {side: self._side(side).identity() for side in ("query", "gallery")},
+            "sides": self.pair.identities,
             "inputs": inputs,
         }
-        setup = self._setup(
-            **values,
-            sides={
-                side: self._side(side).model_dump(mode="json") for side in ("query", "gallery")
-            },
-        )
-        splits = self.dataset.splits()
-        trained = self._passes(recipes["gallery"])
+
+        def setup() -> dict[str, Any]:
+            return {**self.common_setup, **values, "sides": self.pair.values}
+
+        trained = self._passes("gallery")
         answered = trained * (len(self.method.phases) - 1)  # one side trains, the other answers
-        images = (trained, answered + len(splits.gallery) + len(splits.query))
-        stages["joint"] = self._add(plan, "joint", identity, inputs, setup, images)
+        images = (trained, answered + sum(self.data.sizes.values()))
+        stages["joint"] = self._add("joint", identity, inputs, setup, images)
         return stages["joint"]
 
-    def _side(self, name: str) -> SideSpec:
-        return self.pair.query if name == "query" else self.pair.gallery
-
-    def _passes(self, recipe: Recipe) -> int:
-        n_train = self.method.task.n_train
-        return recipe.epochs * (n_train // recipe.batch_size) * recipe.batch_size
+    def _passes(self, side: Side) -> int:
+        """Return the images that the training of a side sees in all."""
+        recipe = self.planner.recipes[side]
+        steps = self.method.task.n_train // recipe.batch_size
+        return recipe.epochs * steps * recipe.batch_size
 
     def _add(
         self,
-        plan: Plan,
         kind: StageKind,
         identity: dict[str, Any],
         inputs: dict[str, str],
-        setup: dict[str, Any],
+        setup: Callable[[], dict[str, Any]],
         images: tuple[int, int],
     ) -> str:
-        stage_id = digest(identity)
-        if stage_id not in plan.stages:
-            plan.stages[stage_id] = Stage(
-                id=stage_id,
-                kind=kind,
-                identity=identity,
-                inputs=dict(inputs),
-                setup=setup,
-                request=_request(self.study, kind),
-                label=self._label(kind),
-                images=images,
-            )
-        return stage_id
+        return self.planner.add(kind, identity, inputs, setup, images, self._label)
 
     def _label(self, kind: StageKind) -> str:
-        teacher = self.method.gallery_method().name
-        where = f"{self.bits} bit · {self.dataset.label} · s{self.seed}"
+        teacher = self.built.teacher.name
+        where = f"{self.bits} bit · {self.data.dataset.label} · s{self.seed}"
         if kind in ("gallery", "recording"):
-            return f"{kind} {teacher} · {self.pair.gallery.backbone} · {where}"
+            return f"{kind} {teacher} · {self.pair.spec.gallery.backbone} · {where}"
         if kind == "centers":
             return f"centers {teacher} · {where}"
-        method = f"{self.method.name} {self.setting}".strip()
+        method = f"{self.method.name} {self.built.setting}".strip()
         return f"{kind} {method} · {self.pair.name} · {where}"

@@ -266,7 +266,7 @@ TWO_KINDS = Capacity(
     [
         (
             Request(cpus=16.0, gpus=1.0),  # the cores of one node and the GPUs of another
-            r"ask for 16 cpus, 1 gpus, but the largest node has 8 cpus, 2 T4 gpus, 32 GB of memory",
+            "ask for 16 cpus, 1 gpus, but the largest node has 8 cpus, 2 T4 gpus, 32 GB of",
         ),
         (
             Request(gpus=3.0),
@@ -278,7 +278,7 @@ TWO_KINDS = Capacity(
         (Request(custom={"nvme": 1.0}), r"no node has a resource 'nvme'; there are none"),
         (
             Request(gpus=1.0, workers=5),
-            r"5 workers of 1 cpus, 1 gpus, but only 4 of them fit on .* `train.workers` or `resources",
+            r"5 workers of 1 cpus, 1 gpus, but only 4 of them fit on .* `train.workers` or",
         ),
     ],
 )

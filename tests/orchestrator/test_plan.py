@@ -8,6 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from cluster.resources import Request
 from orchestrator.plan import KINDS, Plan, build_plan
 from orchestrator.store import digest
 from orchestrator.study import load_study
@@ -291,10 +292,48 @@ def test_names_and_operational_keys_move_nothing(plan, change):
     assert ids(plan(**change)) == ids(plan())
 
 
-def test_resources_reach_the_stages_of_their_kind(plan):
-    found = plan(resources={"gallery": {"cpus": 3.0, "gpus": 0.5}})
-    assert [(s.request.cpus, s.request.gpus) for s in found.of_kind("gallery")] == [(3.0, 0.5)]
+def test_resources_reach_the_stages_of_their_kind_and_leave_open_what_they_do_not_say(plan):
+    asked = {
+        "gpus": 0.5,
+        "memory": "16 GiB",
+        "custom": {"nvme": 1.0},
+        "labels": {"zone": "in(a, b)"},
+    }
+    found = plan(resources={"gallery": asked, "metrics": {"cpus": 3.0}})
+    (gallery,), (metrics,) = found.of_kind("gallery"), found.of_kind("metrics")
+    assert gallery.request.over(Request(cpus=2.0, gpus=1.0)) == Request(
+        cpus=2.0, gpus=0.5, memory=16 * 2**30, custom={"nvme": 1.0}, labels={"zone": "in(a, b)"}
+    )
+    assert metrics.request.over(Request(gpus=0.25, workers=2)) == Request(
+        cpus=3.0, gpus=0.25, workers=2
+    )
     assert all(stage.request is None for stage in found.of_kind("query"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "match"),
+    [
+        ({"memory": "16G"}, "resources.query.memory", "did you mean '16GB'"),
+        ({"gpus": 1.5}, "resources.query.gpus", "more than one gpu must be a whole number"),
+        ({"cpus": 0.0}, "resources.query", "needs some cpus or gpus"),
+        ({"custom": {"CPU": 1.0}}, "resources.query.custom", "a key of its own: cpus"),
+        ({"labels": {"zone": "a b"}}, "resources.query.labels", "'a b' selects no label"),
+    ],
+)
+def test_resources_that_no_stage_can_have_are_refused_by_key(plan, asked, key, match):
+    with pytest.raises(InputError, match=match) as caught:
+        plan(resources={"query": asked})
+    assert caught.value.key == key
+
+
+def test_ids_are_the_digests_of_what_the_stages_hold(plan):
+    found = plan(
+        pairs=TWO_QUERIES,
+        methods={"csch": {"assign": "A_q"}, "l2": {}, "daph": {}, "csq": {"quantizer": "caq"}},
+        evaluate={"retrieval": ["hamming", "cosine"], "legacy": ["orthohash"]},
+    )
+    assert {s.kind for s in found.stages.values()} == set(KINDS)
+    assert all(digest(stage.identity) == stage_id for stage_id, stage in found.stages.items())
 
 
 # ---- paths ---------------------------------------------------------------------------
@@ -383,7 +422,7 @@ def test_an_open_dataset_is_handed_on_with_the_plan(plan):
         ),
         ({"bits": [2]}, "bits", "at least 4 bits are needed (method 'csch' on 'digits')"),
         ({"methods": {"csch": {"centers": "hadamard"}}, "bits": [12]}, "bits", "power of two"),
-        ({"resources": {"joint": {"gpus": 1.5}}}, "resources.joint", "whole number, got 1.5"),
+        ({"resources": {"joint": {"gpus": 1.5}}}, "resources.joint.gpus", "number, got 1.5"),
         ({"datasets": ["digits", "digits"]}, "datasets", "give each a 'label' of its own"),
         ({"pairs": ["tiny", "tiny"]}, "pairs", "give each a 'name' of its own"),
         (

@@ -23,7 +23,7 @@ def make_plan(edges: dict[str, list[str]], trials: dict[str, list[str]]) -> Plan
             identity={"stage": name},
             inputs={parent: ids[parent] for parent in inputs},
             setup={},
-            request=Request(),
+            request=None,
             label=name,
         )
     for last, path in trials.items():
