@@ -90,9 +90,8 @@ def list_(what: str, as_json: bool) -> None:
 @click.option("--trials", is_flag=True, help="List every trial with the stages it still needs.")
 def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) -> None:
     """Show what a run would do: trials, stages, what is shared and done. Trains nothing."""
-    from orchestrator.progress import duration
-    from orchestrator.report import plural
     from orchestrator.session import summarize
+    from orchestrator.wording import duration, plural
 
     summary = summarize(open_study(study, overrides))
     if as_json:
@@ -155,8 +154,8 @@ def run(
 ) -> None:
     """Run what is missing of a study, then print its table. Stop it at any time and run again."""
     from orchestrator import report as reporting
-    from orchestrator.report import plural
     from orchestrator.session import run as run_session
+    from orchestrator.wording import plural
 
     session = open_study(study, overrides)
     signal.signal(signal.SIGTERM, interrupt)
@@ -215,8 +214,8 @@ def _decode_images(session: Session) -> None:
 @json_option
 def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show which trials are done, running, waiting or failed, and why."""
-    from orchestrator.progress import describe
     from orchestrator.session import status as study_status
+    from orchestrator.wording import describe
 
     found = study_status(open_study(study, overrides, ran=True))
     if as_json:

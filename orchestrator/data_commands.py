@@ -219,7 +219,7 @@ class Decoding:
         self._stream.flush()
 
     def _pace(self, now: float, done: int, n: int) -> str:
-        from orchestrator.progress import duration
+        from orchestrator.wording import duration
 
         assert self._started is not None
         seconds, images = now - self._started[0], done - self._started[1]

@@ -5,27 +5,31 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from orchestrator.estimates import Estimator
+from orchestrator.listener import Listener
 from orchestrator.plan import Plan, Stage
-from orchestrator.scheduling import needed_stages
+from orchestrator.redaction import redact
 from orchestrator.store import StageStore
+from orchestrator.tally import Tally
+from orchestrator.wording import describe, duration, plural, reason, where
 
 _QUIET_SECONDS = 10.0
-"""Where there is no terminal, a stage's epochs are told at most this often."""
+"""Where there is no terminal, a stage's epochs and the summary are told at most this often."""
+
+_ROWS = 12
+"""Running stages that a terminal shows; the others are counted."""
+
+_ENDINGS = {
+    "failed": "the run ended; what failed is in the table",
+    "interrupted": "the run was stopped; what is finished is kept, and a new run goes on from it",
+    "error": "the run ended by an error of its own; what is finished is kept",
+}
+"""Reason of a run's end -> what it means; one that is done needs no words."""
 
 
-@dataclass
-class _Running:
-    stage: Stage
-    since: float
-    note: dict[str, Any] = field(default_factory=dict)
-    told: float = 0.0
-
-
-class Progress:
+class Progress(Listener):
     """Says what runs: trials done, running and waiting, losses and mAP, time left.
 
     Args:
@@ -35,6 +39,9 @@ class Progress:
         slots: stages that can run at once, for the time left.
         stream: where to; stderr by default.
         clock: seconds; replaced in tests.
+
+    Attributes:
+        tally: counts; other listeners may share it.
     """
 
     def __init__(
@@ -50,13 +57,12 @@ class Progress:
         self.plan = plan
         self.store = store
         self.estimator = estimator
-        self.slots = max(1, slots)
         self.stream = stream or sys.stderr
         self.clock = clock
-        self.running: dict[str, _Running] = {}
-        self.done = {i for i in plan.stages if store.is_done(i)}
-        self.failed: set[str] = set()
-        self.todo = needed_stages(plan, self.done)
+        done = {i for i in plan.stages if store.is_done(i)}
+        self.tally = Tally(plan, done, estimator, slots=slots, clock=clock)
+        self._summed: float | None = None
+        self._draining = False
         self._live: Any = None
 
     def __enter__(self) -> Progress:
@@ -78,61 +84,74 @@ class Progress:
 
     # ---- a listener of the schedule ------------------------------------------------------
 
+    def run_started(self, info: dict[str, Any]) -> None:
+        """Say where the run runs."""
+        self.say(f"run     {info['run']} on {where(info)}")
+
     def stage_started(self, stage: Stage) -> None:
         """Show the stage among those running."""
-        self.running.setdefault(stage.id, _Running(stage, self.clock()))
+        self.tally.started(stage)
         self._line(f"start   {stage.label}")
 
     def stage_progressed(self, stage: Stage, note: dict[str, Any]) -> None:
-        """Show the last epoch."""
-        running = self.running.setdefault(stage.id, _Running(stage, self.clock()))
-        running.note = note
-        if self.clock() - running.told >= _QUIET_SECONDS:
+        """Show the last epoch, and from where a stage went on."""
+        running = self.tally.progressed(stage, note)
+        if note.get("event") == "placed":
+            return
+        if note.get("event") == "resumed":
+            self._line(f"        {stage.label}: {describe(note)}")
+        elif self.clock() - running.told >= _QUIET_SECONDS:
             running.told = self.clock()
             self._line(f"        {stage.label}: {describe(note)}")
 
+    def stage_retried(self, stage: Stage, failure: dict[str, Any], delay: float) -> None:
+        """Say why the stage stopped, and when it goes on."""
+        self.tally.retried(stage, failure, delay)
+        soon = f"in {duration(delay)}" if delay > 0 else "now"
+        self.say(f"again   {stage.label} {soon}, after {reason(failure)}")
+
     def stage_finished(self, stage: Stage) -> None:
         """Move the stage to those done."""
-        running = self.running.pop(stage.id, None)
-        self.done.add(stage.id)
+        running = self.tally.running.get(stage.id)
         last = describe(running.note) if running and running.note.get("event") == "epoch" else ""
         manifest = self.store.manifest(stage.id)
         self.estimator.learn(stage, manifest)  # so that the time left gets better as the run goes
+        self.tally.finished(stage)
         seconds = manifest.cost.get("seconds", 0.0)
         self._line(f"done    {stage.label} in {duration(seconds)}{': ' if last else ''}{last}")
-        self._line(f"        {self.summary()}")
+        if self._summed is None or self.clock() - self._summed >= _QUIET_SECONDS:
+            self._summed = self.clock()
+            self._line(f"        {self.summary()}")
 
     def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
         """Say why, at once."""
-        self.running.pop(stage.id, None)
-        self.failed.add(stage.id)
-        self._line(f"FAILED  {stage.label}: {failure['kind']}: {failure['reason']}", always=True)
+        self.tally.fail(stage)
+        self.say(f"FAILED  {stage.label}: {reason(failure)}")
+
+    def run_draining(self) -> None:
+        """Say that the run stops, and how."""
+        self._draining = True
+        count = plural(len(self.tally.running), "running stage")
+        self.say(
+            f"stop    no stage starts any more; {count} will stop after the epoch's checkpoint; "
+            "once more stops at once"
+        )
+
+    def run_ended(self, reason: str) -> None:
+        """Say what the run came to."""
+        self._line(f"end     {self.summary()}")
+        if reason in _ENDINGS:
+            self._line(f"        {_ENDINGS[reason]}")
 
     # ---- text ----------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
         """Return the trials done, running, waiting and failed."""
-        counts = {"done": 0, "running": 0, "waiting": 0, "failed": 0}
-        for trial in self.plan.trials:
-            stages = set(trial.stages.values())
-            if trial.id in self.done:
-                counts["done"] += 1
-            elif stages & self.failed:
-                counts["failed"] += 1
-            elif stages & self.running.keys():
-                counts["running"] += 1
-            else:
-                counts["waiting"] += 1
-        return counts
+        return self.tally.counts()
 
     def seconds_left(self) -> float:
         """Return the estimated seconds until the last stage is done."""
-        left = [i for i in self.todo if i not in self.done | self.failed]
-        work = sum(self.estimator.seconds(self.plan.stages[i]) for i in left)
-        for running in self.running.values():
-            whole = self.estimator.seconds(running.stage)
-            work -= min(whole, self.clock() - running.since)
-        return max(0.0, work) / min(self.slots, max(1, len(left)))
+        return self.tally.seconds_left()
 
     def summary(self) -> str:
         """Return one line: trials and the time left."""
@@ -140,7 +159,10 @@ class Progress:
         text = f"{counts['done']} of {len(self.plan.trials)} trials done"
         text += f", {counts['running']} running, {counts['waiting']} waiting"
         text += f", {counts['failed']} failed" if counts["failed"] else ""
-        return f"{text}, about {duration(self.seconds_left())} left"
+        if self._draining:
+            return f"{text}; stopping"
+        left = self.seconds_left()
+        return f"{text}, about {duration(left)} left" if left else text
 
     def _panel(self) -> Any:
         from rich.console import Group
@@ -150,13 +172,21 @@ class Progress:
         table = Table(box=None, padding=(0, 1))
         for name in ("running", "epoch", "what"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
-        for running in self.running.values():
-            note = running.note
+        running = list(self.tally.running.values())  # at once: another thread draws this
+        for record in running[:_ROWS]:
+            note = record.note
             epoch = f"{note['epoch']}/{note['epochs']}" if "epoch" in note else ""
-            table.add_row(running.stage.label, epoch, describe(note, epoch=False))
+            table.add_row(record.stage.label, epoch, describe(note, epoch=False))
+        if len(running) > _ROWS:
+            table.add_row(f"and {len(running) - _ROWS} more", "", "")
         return Group(Text(self.summary(), no_wrap=True), table)
 
+    def say(self, text: str) -> None:
+        """Show a line, on a terminal too, where it stays above the table."""
+        self._line(text, always=True)
+
     def _line(self, text: str, *, always: bool = False) -> None:
+        text = redact(text)
         if self._live is not None:
             if always:
                 self._live.console.print(text, markup=False, highlight=False)
@@ -164,35 +194,3 @@ class Progress:
         stamp = time.strftime("%H:%M:%S")
         self.stream.write(f"{stamp}  {text}\n")
         self.stream.flush()
-
-
-def describe(note: dict[str, Any], *, epoch: bool = True) -> str:
-    """Return a progress note as text: epoch, total loss, validation mAP."""
-    if note.get("event") == "encoding":
-        return "encoding the gallery"
-    if "epoch" not in note:
-        return "starting"
-    parts = [f"epoch {note['epoch']}/{note['epochs']}"] if epoch else []
-    metrics = note.get("metrics", {})
-    losses = [value for name, value in metrics.items() if name.startswith("loss/")]
-    if losses:
-        parts.append(f"loss {sum(losses):.4f}")
-    for name, shown in (
-        ("validation/map", "mAP"),
-        ("validation/map_symmetric", "mAP (symmetric)"),
-    ):
-        if name in metrics:
-            parts.append(f"validation {shown} {metrics[name]:.4f}")
-            break
-    return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: ``8 s``, ``4 min 12 s``, ``3 h 05 min``."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"

@@ -13,8 +13,8 @@ from typing import Any
 
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, Trial
-from orchestrator.progress import duration
 from orchestrator.store import StageStore
+from orchestrator.wording import duration, plural
 
 _SCORES = (
     "map",
@@ -225,11 +225,6 @@ def _failures(plan: Plan, store: StageStore) -> list[str]:
     """Return one line for each failed trial: its name and the reason."""
     table = rows(plan, store)
     return [f"{_name(row)}: {row['reason']}" for row in table if row["status"] == "failed"]
-
-
-def plural(count: int, noun: str) -> str:
-    """Return ``1 trial`` or ``2 trials``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -6,8 +6,10 @@ import pytest
 
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, Stage, Trial
-from orchestrator.progress import Progress, describe, duration
+from orchestrator.progress import Progress
 from orchestrator.store import StageStore, digest
+from orchestrator.wording import describe, duration, where
+from tests.orchestrator.synthetic import finish, synthetic_plan
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,7 @@ EPOCH = {
     [
         ({}, "starting"),
         ({"event": "encoding"}, "encoding the gallery"),
+        ({"event": "resumed", "epoch": 4}, "goes on after epoch 4"),
         ({"epoch": 1, "epochs": 3, "metrics": {}}, "epoch 1/3"),
         (EPOCH, "epoch 2/8, loss 1.5000, validation mAP 0.7500"),
         (
@@ -92,18 +95,13 @@ def shown(tmp_path):
     return progress, stream, clock, plan, store
 
 
-def finish(store: StageStore, stage: Stage, seconds: float = 3.0) -> None:
-    with store.lease(stage.id):
-        store.commit(stage.id, stage.kind, stage.identity, {}, {"seconds": seconds})
-
-
 def told(stream: io.StringIO) -> list[str]:
     """The lines without their time of day."""
     return [line[10:] for line in stream.getvalue().splitlines()]
 
 
 def test_counts_and_lines_follow_the_stages(shown):
-    progress, stream, _, plan, store = shown
+    progress, stream, clock, plan, store = shown
     query, metrics, other = list(plan.stages.values())[:3]
     assert progress.counts() == {"done": 0, "running": 0, "waiting": 2, "failed": 0}
     with progress:
@@ -113,6 +111,7 @@ def test_counts_and_lines_follow_the_stages(shown):
         progress.stage_finished(query)
         assert progress.counts() == {"done": 0, "running": 0, "waiting": 2, "failed": 0}
         finish(store, metrics)
+        clock.now += 10.0
         progress.stage_finished(metrics)
         progress.stage_failed(other, {"kind": "diverged", "reason": "loss is not finite"})
     assert progress.counts() == {"done": 1, "running": 0, "waiting": 0, "failed": 1}
@@ -132,18 +131,80 @@ def test_epochs_are_told_at_most_every_ten_seconds(shown):
     assert told(stream) == ["        query s0: epoch 2/8, loss 1.5000, validation mAP 0.7500"] * 2
 
 
-def test_time_left_is_work_over_slots_less_what_has_run(shown):
-    progress, _, clock, plan, _ = shown
-    query = next(iter(plan.stages.values()))
-    # two queries of 0.2 s and two metrics of 0.5 s, one at a time
-    assert progress.seconds_left() == pytest.approx(1.4)
-    progress.slots = 2
-    assert progress.seconds_left() == pytest.approx(0.7)
-    progress.stage_started(query)
-    clock.now += 0.1
-    assert progress.seconds_left() == pytest.approx(0.65)
-    clock.now += 60.0  # longer than estimated: nothing is left of it, and no less
-    assert progress.seconds_left() == pytest.approx(0.6)
+def test_the_summary_is_told_at_most_every_ten_seconds_and_at_the_end(shown):
+    progress, stream, clock, plan, store = shown
+    for now, stage in zip((100.0, 109.9, 110.0), plan.stages.values(), strict=False):
+        clock.now = now
+        finish(store, stage)
+        progress.stage_finished(stage)
+    progress.run_ended("done")
+    lines = [line for line in told(stream) if "trials done" in line]
+    assert [line.split()[0] for line in lines] == ["0", "1", "end"]
+
+
+FAILURE = {"kind": "out of memory", "reason": "CUDA out of memory", "detail": "", "attempt": 2}
+
+
+def test_what_happens_to_a_run_is_said_in_plain_words(shown):
+    progress, stream, _, plan, _ = shown
+    stage = next(iter(plan.stages.values()))
+    info = {"run": "r1", "address": "head:6379", "cpus": 24.0, "gpus": 8.0, "nodes": 3}
+    progress.run_started(info)
+    progress.stage_started(stage)
+    progress.stage_progressed(stage, {"event": "placed", "host": "n1", "pid": 1, "attempt": 2})
+    progress.stage_progressed(stage, {"event": "resumed", "epoch": 5})
+    progress.stage_retried(stage, FAILURE, 40.0)
+    progress.stage_retried(stage, {**FAILURE, "attempt": 1}, 0.0)
+    progress.stage_started(stage)
+    progress.run_draining()
+    progress.run_ended("interrupted")
+    assert told(stream) == [
+        "run     r1 on 3 nodes with 24 CPUs and 8 GPUs at head:6379",
+        "start   query s0",
+        "        query s0: goes on after epoch 5",
+        "again   query s0 in 40 s, after out of memory: CUDA out of memory (attempt 2)",
+        "again   query s0 now, after out of memory: CUDA out of memory",
+        "start   query s0",
+        (
+            "stop    no stage starts any more; 1 running stage will stop after the epoch's "
+            "checkpoint; once more stops at once"
+        ),
+        "end     0 of 2 trials done, 1 running, 1 waiting; stopping",
+        "        the run was stopped; what is finished is kept, and a new run goes on from it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("done", None),
+        ("failed", "the run ended; what failed is in the table"),
+        ("error", "the run ended by an error of its own; what is finished is kept"),
+    ],
+)
+def test_the_end_of_a_run_is_said(shown, reason, said):
+    progress, stream, _, _, _ = shown
+    progress.run_ended(reason)
+    assert [line.strip() for line in told(stream)[1:]] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        ({"run": "r", "cpus": 1.0, "gpus": 0.0, "nodes": 1, "address": ""}, "1 CPU"),
+        ({"run": "r", "cpus": 2.0, "gpus": 1.0, "nodes": 1, "address": ""}, "2 CPUs and 1 GPU"),
+        ({"run": "r", "cpus": 0, "gpus": 0, "nodes": 0, "address": None}, "this process"),
+    ],
+)
+def test_what_a_run_has_is_said(info, text):
+    assert where(info) == text
+
+
+def test_a_credential_in_a_reason_is_not_shown(shown, monkeypatch):
+    progress, stream, _, plan, _ = shown
+    stage = next(iter(plan.stages.values()))
+    progress.stage_failed(stage, {"kind": "system", "reason": "cannot reach http://u:pw@h/"})
+    assert told(stream) == ["FAILED  query s0: system: cannot reach http://***@h/"]
 
 
 def test_stages_that_are_done_already_are_counted_and_not_waited_for(tmp_path):
@@ -167,3 +228,13 @@ def test_a_terminal_gets_failures_as_lines_and_the_rest_as_a_panel(tmp_path):
     assert str(summary).startswith("0 of ")
     assert panel.row_count == 1
     assert "FAILED  query s1: bug: [red]KeyError[/red]" in stream.getvalue()
+
+
+def test_a_terminal_shows_twelve_running_stages_and_counts_the_others(tmp_path):
+    plan = synthetic_plan(20, share=1)
+    with Progress(plan, StageStore(tmp_path), Estimator(), slots=1, stream=Terminal()) as progress:
+        for trial in plan.trials:
+            progress.stage_started(plan.stages[trial.stages["query"]])
+        _, panel = progress._panel().renderables
+    assert panel.row_count == 13
+    assert list(panel.columns[0].cells)[-1] == "and 8 more"

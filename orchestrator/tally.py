@@ -1,0 +1,274 @@
+"""Counts what a run has done and has left, as its events come: never by looking at all again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.board import needed_stages
+from orchestrator.estimates import Estimator
+from orchestrator.plan import Plan, Stage
+
+STATES = ("done", "running", "waiting", "failed")
+
+_OWN_KINDS = frozenset({"query", "joint", "metrics"})
+
+
+def is_own(plan: Plan, stage: Stage) -> bool:
+    """Whether the stage is its trial's own work, so that the trial runs while the stage does.
+
+    A trial that a shared stage is trained for waits: otherwise one gallery would set a thousand
+    trials running.
+    """
+    return stage.kind in _OWN_KINDS or plan.uses[stage.id] == 1
+
+
+@dataclass
+class Running:
+    """A stage that a worker has.
+
+    Attributes:
+        stage: the stage.
+        since: the clock when it started.
+        note: the last epoch, or that it encodes.
+        heard: the clock at that note.
+        first_epoch: epochs that were done before this try.
+        place: host, node, pid and attempt, as far as they are known.
+        told: the clock when a line about it was last shown.
+    """
+
+    stage: Stage
+    since: float
+    note: dict[str, Any] = field(default_factory=dict)
+    heard: float = 0.0
+    first_epoch: int = 0
+    place: dict[str, Any] = field(default_factory=dict)
+    told: float = 0.0
+
+    def hear(self, note: dict[str, Any], now: float) -> None:
+        """Take a progress note into account."""
+        event = note.get("event")
+        if event == "placed":
+            self.place = {name: note[name] for name in note if name != "event"}
+        elif event == "resumed":
+            self.first_epoch = int(note["epoch"])
+        else:
+            self.note, self.heard = note, now
+
+    def seconds_left(self, estimated: float, now: float) -> float:
+        """Return the seconds that it still takes: by its own epochs, or as was estimated.
+
+        Args:
+            estimated: seconds of the whole stage.
+            now: the clock.
+        """
+        epoch, epochs = self.note.get("epoch"), self.note.get("epochs")
+        if not isinstance(epoch, int) or not isinstance(epochs, int) or epoch <= self.first_epoch:
+            return max(0.0, estimated - (now - self.since))
+        one = (self.heard - self.since) / (epoch - self.first_epoch)
+        return max(0.0, (epochs - epoch) * one - (now - self.heard))
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A stage that is tried again: when (by the clock), and after what."""
+
+    stage: Stage
+    until: float
+    failure: dict[str, Any]
+
+
+@dataclass
+class _Alike:
+    """Stages that take equally long: as many are left, and what kinds of them wait behind."""
+
+    example: Stage
+    left: int = 0
+    users: set[Hashable] = field(default_factory=set)
+
+
+class Tally:
+    """What a run has done, does and has left.
+
+    An event costs the number of trials that it concerns; a shared stage's start concerns none.
+    Telling the same event twice changes nothing, so that several listeners can share a tally.
+
+    Args:
+        plan: the plan.
+        done: ids of the stages that are done already.
+        estimator: tells how long the rest takes.
+        slots: stages that can run at once; if more do, it is that many.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        done: set[str],
+        estimator: Estimator,
+        *,
+        slots: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.estimator = estimator
+        self.slots = max(1, slots)
+        self.clock = clock
+        self.done = set(done)
+        self.failed: set[str] = set()
+        self.running: dict[str, Running] = {}
+        self.retries: dict[str, Retry] = {}
+        self._at = {trial.id: place for place, trial in enumerate(plan.trials)}
+        self._trials_of: dict[str, list[int]] = {}
+        for place, trial in enumerate(plan.trials):
+            for stage_id in set(trial.stages.values()):
+                self._trials_of.setdefault(stage_id, []).append(place)
+        self._live = [0] * len(plan.trials)  # own stages that run, by trial
+        self._broken = [0] * len(plan.trials)  # stages that failed, by trial
+        self.states = ["done" if t.id in self.done else "waiting" for t in plan.trials]
+        self._counts = {state: self.states.count(state) for state in STATES}
+        self._left = needed_stages(plan, self.done)
+        self._alike: dict[Hashable, _Alike] = {}
+        for stage_id in self._left:
+            stage = plan.stages[stage_id]
+            self._alike.setdefault(_likeness(stage), _Alike(stage)).left += 1
+        for stage_id in self._left:
+            stage = plan.stages[stage_id]
+            for parent in set(stage.inputs.values()) & self._left:
+                users = self._alike[_likeness(plan.stages[parent])].users
+                users.add(_likeness(stage))
+
+    # ---- events --------------------------------------------------------------------------
+
+    def started(self, stage: Stage) -> Running:
+        """Note that a worker took the stage; return its record."""
+        running = self.running.get(stage.id)
+        if running is None:
+            running = self.running[stage.id] = Running(stage, self.clock())
+            self.retries.pop(stage.id, None)
+            self.slots = max(self.slots, len(self.running))
+            self._own(stage, +1)
+        return running
+
+    def progressed(self, stage: Stage, note: dict[str, Any]) -> Running:
+        """Note what the stage reported; return its record."""
+        running = self.started(stage)
+        running.hear(note, self.clock())
+        return running
+
+    def retried(self, stage: Stage, failure: dict[str, Any], delay: float) -> None:
+        """Note that the stage failed, and may start again in ``delay`` seconds."""
+        self._stop(stage)
+        self.retries[stage.id] = Retry(stage, self.clock() + delay, failure)
+
+    def finished(self, stage: Stage) -> None:
+        """Note that the stage is in the store."""
+        self._stop(stage)
+        self.retries.pop(stage.id, None)
+        self.done.add(stage.id)
+        self._drop(stage.id)
+        if stage.id in self._at:
+            self._settle(self._at[stage.id])
+
+    def fail(self, stage: Stage) -> None:
+        """Note that the stage failed for good: its trials did, and nothing behind it can run."""
+        self._stop(stage)
+        self.retries.pop(stage.id, None)
+        if stage.id in self.failed:
+            return
+        self.failed.add(stage.id)
+        for place in self._trials_of.get(stage.id, ()):
+            self._broken[place] += 1
+            self._settle(place)
+        behind = [stage.id]
+        while behind:
+            stage_id = behind.pop()
+            if self._drop(stage_id):
+                behind.extend(self.plan.users[stage_id])
+
+    def _stop(self, stage: Stage) -> None:
+        if self.running.pop(stage.id, None) is not None:
+            self._own(stage, -1)
+
+    def _own(self, stage: Stage, change: int) -> None:
+        if is_own(self.plan, stage):
+            for place in self._trials_of.get(stage.id, ()):
+                self._live[place] += change
+                self._settle(place)
+
+    def _settle(self, place: int) -> None:
+        """Give one trial the state that it now has."""
+        if self.plan.trials[place].id in self.done:
+            state = "done"
+        elif self._broken[place]:
+            state = "failed"
+        else:
+            state = "running" if self._live[place] else "waiting"
+        self._counts[self.states[place]] -= 1
+        self._counts[state] += 1
+        self.states[place] = state
+
+    def _drop(self, stage_id: str) -> bool:
+        """Take a stage off what is left; whether it was there."""
+        if stage_id not in self._left:
+            return False
+        self._left.discard(stage_id)
+        self._alike[_likeness(self.plan.stages[stage_id])].left -= 1
+        return True
+
+    # ---- what it comes to ----------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Return the trials done, running, waiting and failed."""
+        return dict(self._counts)
+
+    def stage_seconds_left(self, running: Running) -> float:
+        """Return the seconds that a running stage still takes."""
+        return running.seconds_left(self.estimator.seconds(running.stage), self.clock())
+
+    def seconds_left(self) -> float:
+        """Return the estimated seconds until the last stage is done.
+
+        The larger of two bounds: all work over the slots, and the longest chain of stages.
+        """
+        whole = {key: self.estimator.seconds(a.example) for key, a in self._alike.items()}
+        work = sum(whole[key] * alike.left for key, alike in self._alike.items())
+        running = dict.fromkeys(self._alike, 0)
+        chains = self._chains(whole)
+        longest = 0.0
+        for stage_id, record in list(self.running.items()):
+            key = _likeness(record.stage)
+            if stage_id in self._left:
+                left = self.stage_seconds_left(record)
+                work += left - whole[key]
+                running[key] += 1
+                longest = max(longest, left + chains[key] - whole[key])
+        for key, alike in self._alike.items():
+            if alike.left > running[key]:
+                longest = max(longest, chains[key])
+        return max(work / self.slots, longest)
+
+    def _chains(self, whole: dict[Hashable, float]) -> dict[Hashable, float]:
+        """Return the seconds of the longest chain that begins with each likeness."""
+        chains: dict[Hashable, float] = {}
+
+        def chain(key: Hashable) -> float:
+            if key not in chains:
+                users = [u for u in self._alike[key].users if self._alike[u].left]
+                chains[key] = whole[key] + max(map(chain, users), default=0.0)
+            return chains[key]
+
+        for key in self._alike:
+            chain(key)
+        return chains
+
+
+def _likeness(stage: Stage) -> Hashable:
+    """Return what tells how long a stage takes: its kind, networks, passes and threads."""
+    setup = stage.setup
+    sides = list(setup["sides"].values()) if "sides" in setup else [setup.get("side", {})]
+    networks = tuple((side.get("backbone"), side.get("size")) for side in sides)
+    recipe = setup.get("recipe") or {}
+    return stage.kind, networks, stage.images, setup.get("threads"), recipe.get("workers")
