@@ -54,8 +54,7 @@ def can_isolate() -> bool:
     if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
         return False
     made = subprocess.run(
-        ["ip", "link", "add", f"ch{os.getpid()}t", "type", "veth", "peer", "name", "e", "netns"]
-        + [name],
+        [*f"ip link add ch{os.getpid()}t type veth peer name e netns".split(), name],
         capture_output=True,
     )
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -319,13 +318,14 @@ def _unplug(mark: int) -> None:
     """Remove the namespaces and the bridge of the process with this number."""
     if shutil.which("ip") is None:
         return
-    for name in _namespaces():
+    for name in namespaces():
         if name.startswith(f"{PREFIX}{mark}n"):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
     subprocess.run(["ip", "link", "del", f"chb{mark}"], capture_output=True)
 
 
-def _namespaces() -> list[str]:
+def namespaces() -> list[str]:
+    """Return the names of the machine's network namespaces."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
     return [line.split()[0] for line in listed.stdout.splitlines() if line.strip()]
 
@@ -339,7 +339,7 @@ def sweep() -> None:
             marks.add(int(mark))
             _sweep_folder(folder)
     if shutil.which("ip") is not None:
-        for name in _namespaces():
+        for name in namespaces():
             mark = name.removeprefix(PREFIX).partition("n")[0]
             if name.startswith(PREFIX) and mark.isdecimal() and not psutil.pid_exists(int(mark)):
                 marks.add(int(mark))
