@@ -498,6 +498,7 @@ METHODS: Registry[type[HashMethod]] = Registry(
         "networks",
         "pairs",
         "pairwise",
+        "parallel",
         "product_quantizer",
         "quantizers",
         "recipe",

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class Recipe(BaseModel):
@@ -26,6 +33,9 @@ class Recipe(BaseModel):
         warmup_epochs: linear ramp from 0, in epochs; fractions allowed.
         precision: of the backbone and head; losses are always computed in float32.
         clip_norm: largest global gradient norm; null leaves gradients as they are.
+        workers: processes, each with a GPU of its own where there are any, that train the side
+            together; each takes an equal part of every batch. The result is that of one worker
+            but for rounding, which makes it part of what a trial is when it is above 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -41,6 +51,25 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     clip_norm: float | None = Field(None, gt=0)
+    workers: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Recipe:
+        each, left = divmod(self.batch_size, self.workers)
+        if self.workers > 1 and (left or each < 2):
+            raise ValueError(
+                "batch_size must be a multiple of workers, with at least 2 images for each: "
+                f"batch_size is {self.batch_size} and workers is {self.workers}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_one_worker(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``workers: 1``, which is no setting: ids are those of one worker."""
+        values: dict[str, Any] = handler(self)
+        if self.workers == 1:
+            values.pop("workers", None)
+        return values
 
     def lr_factor(self, step: int, steps_per_epoch: int) -> float:
         """Return the factor on both learning rates at a 0-based global step: a pure function."""

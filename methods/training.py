@@ -6,6 +6,10 @@ the like from one stream for each side. What a query network sees therefore does
 whether the gallery is trained beside it, replayed from a recording, or queried live; the three end
 with the same bits.
 
+Several workers may train a stage together, see ``methods.parallel``: each sends its share of a
+batch through the networks, and everything else sees the whole batch. With one worker, which is the
+default, a share is the batch.
+
 Nothing here touches files or knows where it runs.
 """
 
@@ -33,6 +37,7 @@ from methods.base import (
     TrainedStage,
     TrainingSplit,
 )
+from methods.parallel import ALONE, PROBE_IMAGES, Group
 from methods.recipe import Recipe
 from retrieval import streams
 from retrieval.augmentation import Views
@@ -48,7 +53,13 @@ class CodeSource(Protocol):
     """Where a query's training gets the gallery's codes from."""
 
     def codes(self, epoch: int, positions: NDArray[np.int64], views: Tensor) -> Tensor:
-        """Return the gallery's codes (n, B) of these training samples in this epoch."""
+        """Return the gallery's codes (n, B) of these training samples in this epoch.
+
+        Args:
+            epoch: 0-based.
+            positions: (n,) rows of the split, of the whole batch.
+            views: (n / k, 3, S, S) of this worker's share.
+        """
 
 
 class CodeSink(Protocol):
@@ -167,6 +178,7 @@ class Learner:
         steps_per_epoch: optimiser steps in an epoch.
         seed: the trial's seed.
         momentum: share of itself that a momentum encoder keeps at each step; None: none is kept.
+        group: the workers that train the side together.
     """
 
     def __init__(
@@ -179,7 +191,9 @@ class Learner:
         steps_per_epoch: int,
         seed: int,
         momentum: float | None = None,
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.side = side
         self.network = network
         self.recipe = recipe
@@ -194,7 +208,10 @@ class Learner:
         self.shadow = None if momentum is None else copy.deepcopy(network).requires_grad_(False)
 
     def forward(self, views: Tensor, epoch: int, step: int) -> Tensor:
-        """Return h (n, B) in float32, drawing dropout from this side's own stream."""
+        """Return h (n, B) of the whole batch in float32, of this worker's share of the views.
+
+        Dropout is drawn from this side's own stream.
+        """
         return self._forward(self.network, views, "forward", epoch, step)
 
     def forward_momentum(self, views: Tensor, epoch: int, step: int) -> Tensor | None:
@@ -218,9 +235,10 @@ class Learner:
         with (
             streams.torch_stream(self.seed, self.side, purpose, epoch, step),
             torch.autocast(device, dtype=torch.bfloat16, enabled=reduced),
+            self.group.spread(),
         ):
             output: Tensor = network(views)
-        return output.float() if reduced else output
+        return self.group.gather(output.float() if reduced else output)
 
     def step(self, loss: Tensor, epoch: int, step: int) -> None:
         """Back-propagate ``loss`` and take one optimiser step."""
@@ -229,7 +247,8 @@ class Learner:
         self.apply(epoch, step)
 
     def apply(self, epoch: int, step: int) -> None:
-        """Take one optimiser step with the gradients that are there."""
+        """Take one optimiser step with the gradients that are there, of all workers."""
+        self.group.sum_gradients(self.network.parameters())
         factor = self.factor(epoch, step)
         for name, group in zip(self._names, self.optimizer.param_groups, strict=True):
             group["lr"] = self._rates[name] * factor
@@ -290,20 +309,26 @@ class LiveTeacher:
         network: the gallery network; put into eval mode and frozen here.
         kind: "float" gives h_g, "sign" gives b_g in {-1, +1}.
         precision: of the forward pass.
+        group: the workers that train together; each asks about its share.
     """
 
     def __init__(
-        self, network: nn.Module, kind: Literal["sign", "float"], precision: str = "fp32"
+        self,
+        network: nn.Module,
+        kind: Literal["sign", "float"],
+        precision: str = "fp32",
+        group: Group = ALONE,
     ) -> None:
+        self._group = group
         self.network = network.eval().requires_grad_(False)
         self.kind = kind
         self._reduced = precision == "bf16"
 
     def codes(self, epoch: int, positions: NDArray[np.int64], views: Tensor) -> Tensor:
-        """Return the codes (n, B) of the views."""
+        """Return the codes (n, B) of the whole batch, of this worker's share of the views."""
         device = views.device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._reduced):
-            h_g: Tensor = self.network(views).float()
+            h_g: Tensor = self._group.gather(self.network(views).float())
         return binarize(h_g) if self.kind == "sign" else h_g
 
 
@@ -363,6 +388,7 @@ class Trainer:
         lead = query or gallery
         assert lead is not None
         self._recipe = lead.recipe
+        self.group = lead.group
 
     @property
     def learners(self) -> list[Learner]:
@@ -374,16 +400,37 @@ class Trainer:
 
         Raises:
             TrainingDiverged: a loss term is not finite.
+            InputError: several workers train, and a network cannot be divided over them.
+            WorkersDisagree: several workers train, and no longer the same network.
         """
+        if self.epoch < self._recipe.epochs and self.group.size > 1:
+            self._verify()
         while self.epoch < self._recipe.epochs:
             epoch = self.epoch
             started = time.perf_counter()
             metrics, images = self._train_epoch(epoch)
             seconds = time.perf_counter() - started
             self.epoch = epoch + 1
+            self.group.agree(self._shared())
             if self.validate is not None:
                 metrics |= self.validate(epoch)
             yield EpochReport(epoch=epoch, metrics=metrics, seconds=seconds, images=images)
+
+    def _verify(self) -> None:
+        """Try out on a few training images whether the networks can be divided."""
+        first = next(self.data.batches(0, self._recipe.batch_size))
+        images = self.data.view(first[: PROBE_IMAGES * self.group.size], 0)
+        for learner in self.learners:
+            self.group.verify(learner.network, images, learner.side)
+
+    def _shared(self) -> dict[str, Tensor]:
+        """Return what must be equal on all workers: what a checkpoint has, but the optimisers'.
+
+        A difference of those is one of the networks, one step later.
+        """
+        if self.group.size == 1:
+            return {}
+        return {k: v for k, v in self.tensors().items() if ".optimizer." not in k}
 
     def _stages(self) -> dict[TrainedStage, HashMethod]:
         """Return whose losses are optimised here: one stage, or two side by side."""
@@ -436,7 +483,7 @@ class Trainer:
     def _step(
         self, epoch: int, step: int, positions: NDArray[np.int64], phase: Phase
     ) -> LossTerms:
-        views = self.data.view(positions, epoch)
+        views = self.data.view(self.group.share(positions), epoch)
         batch = self.data.batch(positions, epoch, phase)
         if "joint" in self.stages:
             return self._joint_step(epoch, step, views, batch)
@@ -543,6 +590,7 @@ def encode(
     *,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
+    group: Group = ALONE,
 ) -> NDArray[np.float32]:
     """Encode images without augmentation, in eval mode and float32.
 
@@ -552,18 +600,20 @@ def encode(
         rows: (N,) rows of the image store.
         batch_size: images in a forward pass; fixed, since it can move the last bit of an output.
         progress: called with the images done after each batch.
+        group: the workers that encode together. Whole batches are dealt to them, so that the
+            bytes are those of one worker; each gets all of them.
 
     Returns:
         (N, B) continuous codes h, float32.
     """
+    if len(rows) == 0:
+        raise ValueError("there is nothing to encode: rows is empty")
     network.eval()
     blocks = []
     with torch.inference_mode():
-        for first in range(0, len(rows), batch_size):
+        for first in group.deal(range(0, len(rows), batch_size)):
             h = network(views.eval(rows[first : first + batch_size]))
             blocks.append(h.float().cpu().numpy())
             if progress is not None:
                 progress(min(len(rows), first + batch_size))
-    if not blocks:
-        raise ValueError("there is nothing to encode: rows is empty")
-    return np.concatenate(blocks)
+    return np.concatenate(group.collect(blocks))
