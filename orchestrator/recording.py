@@ -2,7 +2,8 @@
 
 Where the query's loss reads only the sign, a file holds packed bits, B bits a sample; where it
 reads the continuous code, float32. A file appears by one rename when its epoch is complete, so an
-interrupted gallery goes on after its last whole epoch.
+interrupted gallery goes on after its last whole epoch. A checkpoint holds the digests of the
+epochs before it, so that what is gone on from is what was recorded.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.atomic import open_atomic
 from retrieval.codes import pack, packed_width, unpack
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ Kind = Literal["sign", "float"]
 def epoch_name(epoch: int) -> str:
     """Return the file name of an epoch's codes."""
     return f"recording/epoch-{epoch:05d}.npy"
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an array as a .npy file that is there whole, and on the disk, or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    with open_atomic(path, size=array.nbytes) as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
 class Recorder:
@@ -57,12 +66,7 @@ class Recorder:
     def end(self, epoch: int) -> None:
         """Make the epoch durable."""
         assert self._epoch is not None
-        path = self.folder / epoch_name(epoch)
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, self._epoch, allow_pickle=False)
-        temporary.replace(path)
+        save_array(self.folder / epoch_name(epoch), self._epoch)
         self._epoch = None
 
 
@@ -88,7 +92,8 @@ class Replay:
         import torch
 
         if self._loaded is None or self._loaded[0] != epoch:
-            self._loaded = (epoch, np.load(self.folder / epoch_name(epoch), mmap_mode="r"))
+            path = self.folder / epoch_name(epoch)
+            self._loaded = (epoch, np.load(path, mmap_mode="r", allow_pickle=False))
         rows = np.asarray(self._loaded[1][positions])
         values = unpack(rows, self.bits) if self.kind == "sign" else rows
         return torch.from_numpy(values.astype(np.float32)).to(self.device)

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from methods.base import METHODS, CentersSpec, HashMethod, Schedule, Task
 from methods.pairs import SideSpec
 from methods.recipe import Recipe
-from orchestrator.checkpoints import Checkpoints
-from orchestrator.recording import Recorder, Replay
+from orchestrator.errors import StageBusy
+from orchestrator.recording import Recorder, Replay, save_array
 from orchestrator.store import Manifest, StageStore, open_store, write_json
 from retrieval.augmentation import Augmentation, Views
 from retrieval.codes import pack
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from methods.networks import HashNetwork
     from methods.training import EpochReport, Learner, Trainer, TrainingData
+    from orchestrator.checkpoints import Checkpoints
     from retrieval.datasets.base import Score
 
 Report = Callable[[dict[str, Any]], None]
@@ -51,7 +53,11 @@ class Work:
         id, kind, identity, inputs, setup: of the plan's stage.
         home: ASYMBENCH_HOME.
         device: "auto", "cpu" or "cuda".
+        store: where the stage store is, a path or URI; "" is below the home.
+        checkpoint_epochs: epochs between two checkpoints.
         checkpoint_seconds: least seconds between two checkpoints.
+        attempt: which start of the stage this is in its run, from 1.
+        run: the id of the run that started it.
     """
 
     id: str
@@ -61,7 +67,11 @@ class Work:
     setup: dict[str, Any]
     home: str
     device: str = "auto"
-    checkpoint_seconds: float = 10.0
+    store: str = ""
+    checkpoint_epochs: int = 1
+    checkpoint_seconds: float = 0.0
+    attempt: int = 1
+    run: str = ""
 
 
 @dataclass
@@ -72,18 +82,24 @@ class Outcome:
     cost: dict[str, Any] = field(default_factory=dict)
 
 
-def run_stage(work: Work, report: Report) -> Manifest:
+def run_stage(work: Work, report: Report, *, wait: float = -1) -> Manifest:
     """Do a stage, or wait for whoever is doing it; return its manifest.
 
     Args:
         work: the stage.
         report: receives progress.
+        wait: seconds to wait for another who is at it; negative waits for ever.
 
     Raises:
+        StageBusy: somebody else is at it.
         Exception: whatever the stage's code raises; the work folder keeps its checkpoints.
     """
-    store = open_store(Path(work.home))
-    with store.lease(work.id):
+    store = open_store(Path(work.home), work.store)
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lease(work.id, wait=wait))
+        except TimeoutError:
+            raise StageBusy(f"somebody else is at work on stage {work.id[:12]}") from None
         if store.is_done(work.id):
             return store.manifest(work.id)
         started = time.perf_counter()
@@ -279,9 +295,17 @@ class _Runner:
 
     # ---- training ------------------------------------------------------------------------
 
+    def checkpoints(self) -> Checkpoints:
+        """Return what this stage goes on from, and saves for the next to go on from."""
+        return self.store.checkpoints(
+            self.work.id,
+            epochs=self.work.checkpoint_epochs,
+            seconds=self.work.checkpoint_seconds,
+        )
+
     def train(self, trainer: Trainer, epochs: int) -> dict[str, Any]:
         """Run a trainer to its end, with checkpoints and reports; return its speed."""
-        checkpoints = Checkpoints(self.folder, every=self.work.checkpoint_seconds)
+        checkpoints = self.checkpoints()
         images = seconds = 0.0
         found = checkpoints.load()
         if found is not None:
@@ -294,7 +318,8 @@ class _Runner:
             images += report.images
             seconds += report.seconds
             self.history.append({"epoch": report.epoch, **report.metrics})
-            if checkpoints.due():  # after the last epoch too: encoding a gallery can take long
+            # After the last epoch in any case: encoding a gallery can take long.
+            if checkpoints.due(trainer.epoch, epochs):
                 spent = time.perf_counter() - self._started + self.earlier_seconds
                 notes = {
                     "history": self.history,
@@ -364,10 +389,7 @@ class _Runner:
         return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
 
     def save(self, name: str, array: NDArray[np.generic]) -> None:
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as stream:
-            np.save(stream, array, allow_pickle=False)
+        save_array(self.folder / name, array)
 
     def save_weights(self, network: HashNetwork, name: str) -> None:
         from safetensors.torch import save_file
@@ -478,8 +500,11 @@ class _Runner:
         network = self.frozen_gallery(setup["side"], setup["head"])
         teacher = LiveTeacher(network, setup["recording"], setup["precision"])
         sink = Recorder(self.folder, setup["recording"], len(data), int(setup["bits"]))
-        whole = sorted((self.folder / "recording").glob("epoch-*.npy"))
-        for epoch in record(teacher, data, recipe, sink, start=len(whole)):
+        checkpoints = self.checkpoints()
+        found = checkpoints.load()
+        for epoch in record(teacher, data, recipe, sink, start=found[0] if found else 0):
+            if checkpoints.due(epoch + 1, recipe.epochs):
+                checkpoints.save(epoch + 1, {}, {})
             self._tell(epoch, recipe.epochs, {})
         return Outcome(result={"epochs": recipe.epochs})
 

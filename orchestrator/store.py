@@ -13,11 +13,12 @@ an orphaned worker and its successor can never write the same folder.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.errors import StoreCorrupt
 from retrieval.atomic import write_atomic
 
@@ -145,7 +147,8 @@ class StageStore:
         if not path.is_file() or file_digest(path) != entry["sha256"]:
             raise StoreCorrupt(
                 f"{path} does not have the bytes that its manifest records; "
-                f"remove the folder {path.parent} and run again"
+                f"remove the folder {path.parent} and run again",
+                stage_id=stage_id,
             )
         return path
 
@@ -183,6 +186,25 @@ class StageStore:
         note = read_json(self.work_folder(stage_id) / "progress.json")
         return note if isinstance(note, dict) else {}
 
+    def checkpoints(
+        self,
+        stage_id: str,
+        *,
+        epochs: int = 1,
+        seconds: float = 0.0,
+        tell: Callable[[str], None] | None = None,
+    ) -> Checkpoints:
+        """Return the checkpoints of a stage; call with its lease held.
+
+        Args:
+            stage_id: the stage.
+            epochs: whole epochs from one checkpoint to the next.
+            seconds: least seconds between two checkpoints.
+            tell: receives a line for each checkpoint that is discarded; None logs a warning.
+        """
+        folder = self.work_folder(stage_id)
+        return Checkpoints(folder, stage=stage_id, epochs=epochs, seconds=seconds, tell=tell)
+
     def commit(
         self,
         stage_id: str,
@@ -202,7 +224,7 @@ class StageStore:
         if digest(identity) != stage_id:
             raise ValueError(f"the identity of this {kind} stage does not have the id {stage_id}")
         work = self.work_folder(stage_id)
-        for transient in (*work.glob("checkpoint-*"), *work.glob(".*.tmp")):
+        for transient in (*work.glob("checkpoint-*"), *work.rglob(".*.tmp")):
             transient.unlink()
         (work / "progress.json").unlink(missing_ok=True)
         files = {}
@@ -232,6 +254,20 @@ class StageStore:
         (self.root / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
         self._manifests[stage_id] = manifest
         return manifest
+
+    def set_aside(self, stage_id: str) -> Path:
+        """Move a finished stage whose files are damaged out of the way; return where to.
+
+        It is then not finished any more, and can be done again.
+        """
+        folder = self.root / "damaged"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = next(
+            path for n in itertools.count(1) if not (path := folder / f"{stage_id}-{n}").exists()
+        )
+        self.folder(stage_id).rename(place)
+        self._manifests.pop(stage_id, None)
+        return place
 
     def note_failure(self, stage_id: str, failure: Mapping[str, Any]) -> None:
         """Remember why a stage failed, for ``status`` and the table."""

@@ -234,26 +234,6 @@ def test_recording_replays_what_was_recorded(tmp_path):
         np.testing.assert_array_equal(got.numpy(), expected)
 
 
-def test_newest_checkpoint_that_reads_is_used(tmp_path):
-    import torch
-
-    from orchestrator.checkpoints import Checkpoints
-
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.load() is None
-    for epoch in (1, 2, 3):
-        checkpoints.save(epoch, {"w": torch.full((2,), float(epoch))}, {"history": [epoch]})
-    names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["checkpoint-00002.safetensors", "checkpoint-00003.safetensors"]
-    whole = (tmp_path / names[1]).read_bytes()
-    (tmp_path / names[1]).write_bytes(whole[: len(whole) // 2])
-    found = checkpoints.load()
-    assert found is not None
-    epochs, tensors, notes = found
-    assert (epochs, tensors["w"].tolist(), notes) == (2, [2.0, 2.0], {"history": [2]})
-    assert not (tmp_path / names[1]).exists()
-
-
 def test_manifest_that_cannot_be_read_is_named_and_not_a_missing_stage(tmp_path):
     store = StageStore(tmp_path)
     stage_id = finish(store, {"k": 1})
