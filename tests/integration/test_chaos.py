@@ -1,6 +1,6 @@
 """A study of 24 trials on a cluster that dies piecemeal ends with the bytes of a quiet run.
 
-Two seeds by default; ``CHAOS_SEEDS=20`` runs so many, ``CHAOS_SEEDS=7,11`` (or ``7,``) those that are named.
+Two seeds by default; ``CHAOS_SEEDS=20`` runs so many, ``CHAOS_SEEDS=7,`` or ``7,11`` those.
 """
 
 import os
