@@ -2,26 +2,42 @@
 
 A listener of the schedule sends epochs as they come; at the end everything that the store holds is
 sent again where it is missing, so that the mirror is complete after every run, whatever happened.
+A finished trial's pictures take longer to draw than the driver may stand still for, so a thread
+draws and sends what is finished.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from orchestrator.listener import Listener
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
+from orchestrator.redaction import redact
 from orchestrator.store import StageStore, digest, read_json
-from orchestrator.tracking import RunRecord, Tracker, mirror_digest
+from orchestrator.tracking import NoTracker, RunRecord, Tracker, mirror_digest
 from retrieval.atomic import write_atomic
 
 STAGES_EXPERIMENT = "asymbench-stages"
 
 _SHARED = ("centers", "gallery", "recording")
 """Kinds of stages that get a run of their own; the others are their trial's."""
+
+_TRAINED = ("query", "joint")
+"""Kinds of stages whose epochs are those of their trials' runs."""
+
+_OF_THE_MOMENT = ("images_per_second",)
+"""Numbers that differ when an epoch is repeated; what they came to is in the final metrics."""
+
+_AT_ONCE, _PATIENCE = 200, 600.0
+"""Runs handed to the tracker before it is waited for, and the seconds that it gets."""
 
 
 class _Plain(yaml.SafeDumper):
@@ -31,7 +47,11 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-class Mirror:
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mirror")
+
+
+class Mirror(Listener):
     """Sends a plan's trials and shared stages to a tracker.
 
     Args:
@@ -50,51 +70,61 @@ class Mirror:
         self.tracker = tracker
         self.folder = home / "studies" / plan.study / "trials"
         self.kind = kind
+        self.version = version("asymbench")
+        self._off = isinstance(tracker, NoTracker)
         self._open: set[str] = set()
+        self._behind = _one_thread()
         self._trials = {trial.id: trial for trial in plan.trials}  # by their metrics stage
-        self._owners: dict[str, list[Trial]] = {}
+        self._trials_of: dict[str, list[Trial]] = {}
         for trial in plan.trials:
-            for stage_kind in ("query", "joint"):
-                if stage_kind in trial.stages:
-                    self._owners.setdefault(trial.stages[stage_kind], []).append(trial)
+            for stage_id in set(trial.stages.values()):
+                self._trials_of.setdefault(stage_id, []).append(trial)
 
     # ---- a listener of the schedule ------------------------------------------------------
 
     def stage_started(self, stage: Stage) -> None:
         """Open the stage's run, or those of the trials that it trains."""
-        for record in self._records(stage):
-            self._open_once(record)
+        for key, record in self._runs(stage):
+            self._open_once(key, record)
 
     def stage_progressed(self, stage: Stage, note: dict[str, Any]) -> None:
-        """Send an epoch's numbers."""
+        """Send an epoch's numbers, those that the store keeps: the mirror shows the store."""
         if note.get("event") != "epoch":
             return
-        for record in self._records(stage):
-            self._open_once(record)
-            self.tracker.metrics(record.key, int(note["epoch"]) - 1, note["metrics"])
+        metrics = {k: v for k, v in note["metrics"].items() if k not in _OF_THE_MOMENT}
+        for key, record in self._runs(stage):
+            self._open_once(key, record)
+            self.tracker.metrics(key, int(note["epoch"]) - 1, metrics)
 
     def stage_finished(self, stage: Stage) -> None:
         """End the stage's run; a metrics stage ends its trial's."""
+        if self._off:
+            return
         if stage.kind in _SHARED:
-            self._finish_stage(stage)
+            self._behind.submit(self._finish_stage, stage)
         elif stage.kind == "metrics":
-            self._finish_trial(self._trials[stage.id])
+            self._behind.submit(self._finish_trial, self._trials[stage.id])
 
     def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
-        """End the stage's run and its trials' as failed, with the reason."""
-        tags = {"failure": f"{failure['kind']}: {failure['reason']}"}
-        keys = [stage.id] if stage.kind in _SHARED else []
-        if keys:
-            self._open_once(self._stage_record(stage))
-        for trial in self.plan.trials_of(stage.id):
-            self._open_once(self._trial_record(trial))
-            keys.append(trial.id)
-        for key in keys:
+        """End the stage's run and its trials' as failed, with the reason.
+
+        One that is tried again has not failed: its runs stay open until it does for good.
+        """
+        tags = {"failure": redact(f"{failure['kind']}: {failure['reason']}")}
+        for key, record in self._runs(stage, failed=True):
+            self._open_once(key, record)
             self.tracker.finish(key, "FAILED", {}, tags, [])
             self._open.discard(key)
 
+    def run_ended(self, reason: str) -> None:
+        """End what a run that was stopped leaves open."""
+        if reason in ("interrupted", "error"):
+            self.interrupted()
+
     def interrupted(self) -> None:
         """End the runs that are open as killed; the next run goes on with them."""
+        self._behind.shutdown(wait=True, cancel_futures=True)
+        self._behind = _one_thread()
         for key in sorted(self._open):
             self.tracker.finish(key, "KILLED", {}, {}, [])
         self._open.clear()
@@ -103,12 +133,25 @@ class Mirror:
 
     def complete(self) -> None:
         """Send whatever is in the store and not in the mirror."""
-        for stage in self.plan.stages.values():
-            if stage.kind in _SHARED and self.store.is_done(stage.id):
-                self._finish_stage(stage)
-        for trial in self.plan.trials:
-            if self.store.is_done(trial.id):
-                self._finish_trial(trial)
+        if self._off:
+            return
+        self._behind.shutdown(wait=True)  # what could not be sent there is tried again below
+        self._behind = _one_thread()
+        shared = [stage for stage in self.plan.stages.values() if stage.kind in _SHARED]
+        missing = [
+            *(partial(self._finish_stage, s) for s in shared if self.store.is_done(s.id)),
+            *(
+                partial(self._finish_trial, t)
+                for t in self.plan.trials
+                if self.store.is_done(t.id)
+            ),
+        ]
+        answers = True
+        for start in range(0, len(missing), _AT_ONCE):
+            for finish in missing[start : start + _AT_ONCE]:
+                finish()
+            # Not all at once into memory; a tracker that is away is waited for once.
+            answers = answers and self.tracker.flush(_PATIENCE)
 
     def _finish_stage(self, stage: Stage) -> None:
         manifest = self.store.manifest(stage.id)
@@ -142,25 +185,38 @@ class Mirror:
         mark = mirror_digest(record.experiment, "FINISHED", metrics, tags, paths)
         if self.tracker.is_mirrored(record.key, mark):
             return
-        self._open_once(record)
-        for stage_id in histories:
-            for entry in read_json(self.store.folder(stage_id) / "history.json") or ():
-                values = {k: v for k, v in entry.items() if k != "epoch"}
-                self.tracker.metrics(record.key, int(entry["epoch"]), values)
-        self.tracker.finish(record.key, "FINISHED", metrics, tags, paths)
+        self._open_once(record.key, lambda: record)
+        epochs = [
+            self.store.folder(stage_id) / "history.json"
+            for stage_id in histories
+            if "history.json" in self.store.manifest(stage_id).files
+        ]
+        self.tracker.finish(record.key, "FINISHED", metrics, tags, paths, epochs)
         self._open.discard(record.key)
 
     # ---- records -------------------------------------------------------------------------
 
-    def _open_once(self, record: RunRecord) -> None:
-        if record.key not in self._open:
-            self._open.add(record.key)
-            self.tracker.open(record)
+    def _open_once(self, key: str, record: Callable[[], RunRecord]) -> None:
+        if key not in self._open:
+            self._open.add(key)
+            self.tracker.open(record())
 
-    def _records(self, stage: Stage) -> list[RunRecord]:
+    def _runs(
+        self, stage: Stage, *, failed: bool = False
+    ) -> list[tuple[str, Callable[[], RunRecord]]]:
+        """Return the runs that a stage's start and epochs, or its failure, are about.
+
+        Each is its key, and what makes its record: an epoch of an open run needs none.
+        """
+        runs: list[tuple[str, Callable[[], RunRecord]]] = []
+        if self._off:
+            return runs
         if stage.kind in _SHARED:
-            return [self._stage_record(stage)]
-        return [self._trial_record(trial) for trial in self._owners.get(stage.id, ())]
+            runs.append((stage.id, partial(self._stage_record, stage)))
+        if failed or stage.kind in _TRAINED:
+            for trial in self._trials_of.get(stage.id, ()):
+                runs.append((trial.id, partial(self._trial_record, trial)))
+        return runs
 
     def _stage_record(self, stage: Stage) -> RunRecord:
         identity = {k: v for k, v in stage.identity.items() if k not in ("inputs", "kind")}
@@ -172,7 +228,7 @@ class Mirror:
             tags={
                 "stage_id": stage.id,
                 "stage_kind": stage.kind,
-                "code_version": version("asymbench"),
+                "code_version": self.version,
                 **{f"input.{role}": parent for role, parent in stage.inputs.items()},
             },
         )
@@ -201,7 +257,7 @@ class Mirror:
                 "trial_id": trial.id,
                 "study": self.plan.study,
                 "study_kind": self.kind,
-                "code_version": version("asymbench"),
+                "code_version": self.version,
                 **{f"stage.{kind}": stage_id for kind, stage_id in trial.stages.items()},
             },
         )

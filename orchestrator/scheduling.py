@@ -1,119 +1,54 @@
-"""Ray Tune executes the stages of a plan, and only executes.
+"""Runs a plan: which stage next, on what, and what to do when one fails.
 
-Every invocation is a fresh Tune experiment whose searcher is ours: it hands out the stages whose
-inputs are in the store, the longest chain of work first, waits while others run, and ends when
-nothing is left. What is resumed from is the store, never Tune's own snapshot.
+Everything that decides is here, and knows no Ray: :class:`Dispatch` hears what happens and says
+what to start. ``orchestrator.tune_bridge`` carries it to Ray Tune, which executes, and only
+executes. What is resumed from is the store.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from cluster.local import Capacity, local_ray
-from cluster.resources import Request, ResourceError, check_feasible, default_request
+from cluster.connect import ConnectError, connect
+from cluster.packing import Packing, Placement
+from cluster.resources import (
+    Capacity,
+    Node,
+    Request,
+    ResourceError,
+    check_feasible,
+    default_request,
+    visible_cpus,
+)
+from orchestrator import faults
+from orchestrator.board import Board, needed_stages
+from orchestrator.errors import Drained, StoreCorrupt
 from orchestrator.estimates import Estimator
+from orchestrator.listener import Listener
 from orchestrator.plan import Plan, Stage
 from orchestrator.stages import Work, run_stage
-from orchestrator.store import StageStore, open_store
+from orchestrator.store import open_store
+from orchestrator.study import Checkpointing, Faults
 from retrieval.errors import InputError
 
-MAX_LOST_WORKERS = 2
-"""How often a stage is tried again after its worker process died."""
+__all__ = ["Board", "Dispatch", "Options", "execute", "needed_stages"]
 
+_log = logging.getLogger(__name__)
 
-class Listener(Protocol):
-    """Hears what happens to stages; the progress display and the tracker are such."""
+BUSY_SECONDS = 2.0
+"""How long a stage that somebody else works on is left alone."""
 
-    def stage_started(self, stage: Stage) -> None:
-        """A worker took the stage."""
-
-    def stage_progressed(self, stage: Stage, note: dict[str, Any]) -> None:
-        """The stage reported: an epoch, or that it encodes."""
-
-    def stage_finished(self, stage: Stage) -> None:
-        """The stage is in the store."""
-
-    def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
-        """The stage failed for good."""
-
-
-@dataclass
-class Board:
-    """Which stages of a plan are done, live, failed, or blocked by one that failed.
-
-    Args:
-        plan: the plan.
-        store: where finished stages are.
-        priority: stage id -> seconds of the longest chain of work that begins with it.
-    """
-
-    plan: Plan
-    store: StageStore
-    priority: dict[str, float]
-    done: set[str] = field(default_factory=set)
-    live: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.done = {stage_id for stage_id in self.plan.stages if self.store.is_done(stage_id)}
-        # A finished trial needs no stage before it, even if an input was removed from the store.
-        self.needed = needed_stages(self.plan, self.done)
-        self._waiting = {i: self._open_inputs(i) for i in self.needed}
-        self._ready = {i for i, count in self._waiting.items() if count == 0}
-
-    def _open_inputs(self, stage_id: str) -> int:
-        return len(set(self.plan.stages[stage_id].inputs.values()) - self.done)
-
-    def next(self, wanted: Callable[[str], bool] | None = None) -> Stage | None:
-        """Take the ready stage with the longest chain of work behind it, or None.
-
-        Args:
-            wanted: which stages, by id, may be taken; None takes any.
-        """
-        ready = self._ready if wanted is None else set(filter(wanted, self._ready))
-        if not ready:
-            return None
-        stage_id = max(ready, key=lambda i: (self.priority.get(i, 0.0), i))
-        self._ready.remove(stage_id)
-        self.live.add(stage_id)
-        return self.plan.stages[stage_id]
-
-    def finish(self, stage_id: str) -> None:
-        """Note that the stage is in the store; its users may become ready."""
-        self.live.discard(stage_id)
-        self.done.add(stage_id)
-        for user in self.plan.users[stage_id]:
-            if user in self._waiting and user not in self.done:
-                self._waiting[user] = self._open_inputs(user)
-                if self._waiting[user] == 0 and user not in self.live | self.failed:
-                    self._ready.add(user)
-
-    def fail(self, stage_id: str) -> None:
-        """Note that the stage failed; whatever consumes it can never start."""
-        self.live.discard(stage_id)
-        self.failed.add(stage_id)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing is live and nothing can start."""
-        return not self.live and not self._ready
-
-
-def needed_stages(plan: Plan, done: set[str]) -> set[str]:
-    """Return the stages to run: those that an unfinished trial still needs."""
-    needed: set[str] = set()
-    queue = [trial.id for trial in plan.trials if trial.id not in done]
-    while queue:
-        stage_id = queue.pop()
-        if stage_id in needed or stage_id in done:
-            continue
-        needed.add(stage_id)
-        queue.extend(plan.stages[stage_id].inputs.values())
-    return needed
+SHORT_SECONDS = 10.0
+"""A stage this short may run in a slot that has more than it needs."""
 
 
 @dataclass(frozen=True)
@@ -122,189 +57,561 @@ class Options:
 
     Attributes:
         home: ASYMBENCH_HOME.
+        store: where the stage store is, a path or URI; "" is below the home.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads that stages compute with.
         executor: "ray", or "inline" in this process, one stage at a time, for debugging.
-        cpus, gpus: what to offer; None offers what there is.
+        address: "local" starts Ray here; "auto" or HOST:PORT joins a cluster that runs.
+        runtime_env: Ray's runtime environment for the workers of a cluster that runs.
+        autoscale: ask the cluster for nodes as stages need them, instead of refusing what it has
+            none for.
+        cpus, gpus: what to offer of this machine; None offers what there is.
+        faults: how failures are met.
+        checkpoint: when stages save what they can go on from.
+        drain: set from outside when the run is to stop at the next epochs' ends.
     """
 
     home: Path
+    store: str = ""
     device: str = "auto"
     threads: int = 1
     executor: Literal["ray", "inline"] = "ray"
+    address: str = "local"
+    runtime_env: dict[str, Any] | None = None
+    autoscale: bool = False
     cpus: int | None = None
     gpus: int | None = None
+    faults: Faults = field(default_factory=Faults)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    drain: threading.Event = field(default_factory=threading.Event)
 
 
 def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
     """Run every stage that is missing; return the board with what is done and what failed.
 
     Raises:
-        InputError: a stage asks for more than the machine has.
-        KeyboardInterrupt: the user stopped it; what is finished stays.
+        InputError: a stage asks for more than the cluster has, or there is no such cluster.
+        KeyboardInterrupt: stopped, at once or by draining; what is finished stays.
     """
-    store = open_store(options.home)
+    store = open_store(options.home, options.store)
     estimator = Estimator.load(options.home)
     board = Board(plan, store, estimator.chains(plan))
     if board.exhausted:
         return board
-    if options.executor == "inline":
-        _run_inline(board, options, listeners, estimator)
-    else:
-        _run_ray(board, options, listeners, estimator)
-    estimator.save(options.home)
+    dispatch = Dispatch(board, options, estimator, listeners)
+    run = _run_inline if options.executor == "inline" else _run_ray
+    try:
+        run(dispatch)
+    except BaseException as error:
+        dispatch.tell("run_ended", "interrupted" if _stopped(error) else "error")
+        raise
+    finally:
+        estimator.save(options.home)
+    if options.drain.is_set() and not _complete(board):
+        dispatch.tell("run_ended", "interrupted")
+        raise KeyboardInterrupt
+    dispatch.tell("run_ended", "failed" if board.failed else "done")
     return board
 
 
-def _work(stage: Stage, options: Options) -> Work:
-    return Work(
-        id=stage.id,
-        kind=stage.kind,
-        identity=stage.identity,
-        inputs=stage.inputs,
-        setup=stage.setup,
-        home=str(options.home.absolute()),
-        device=options.device,
-    )
+def _stopped(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
-def explain_failure(error: BaseException) -> dict[str, str]:
-    """Return kind, one-line reason and traceback of what a stage raised."""
-    kind = "bug"
-    name = type(error).__name__
-    if isinstance(error, InputError):
-        kind = "input"
-    elif name == "TrainingDiverged":
-        kind = "diverged"
-    elif isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        kind = "out of memory"
-    elif isinstance(error, OSError):
-        kind = "system"
-    text = str(error).strip().splitlines()
-    reason = text[0] if text else name
-    if kind == "bug":
-        reason = f"{name}: {reason}"
-    return {"kind": kind, "reason": reason, "detail": traceback.format_exc()}
+def _complete(board: Board) -> bool:
+    return all(trial.id in board.done for trial in board.plan.trials)
 
 
-def _conclude(
-    board: Board,
-    stage: Stage,
-    failure: dict[str, Any] | None,
-    listeners: list[Listener],
-    estimator: Estimator,
-) -> None:
-    """Book a stage's end: what counts is whether its manifest is in the store."""
-    if board.store.is_done(stage.id):
-        board.finish(stage.id)
-        estimator.learn(stage, board.store.manifest(stage.id))
-        for listener in listeners:
-            listener.stage_finished(stage)
-        return
-    note = failure or {"kind": "lost", "reason": "the worker died", "detail": ""}
-    board.fail(stage.id)
-    board.store.note_failure(stage.id, {**note, "label": stage.label})
-    for listener in listeners:
-        listener.stage_failed(stage, note)
+# ---- what to start, and what became of it ------------------------------------------------
+
+
+@dataclass
+class Slot:
+    """Resources that are held by one worker process, and the stage that it works on.
+
+    Attributes:
+        request: what was asked for it.
+        placement: where the model says that it is.
+        stage: the stage in work; None between two.
+        since: when the stage was given, by the dispatch's clock.
+        heard: when it last reported.
+        epoch: (done, all) epochs of the stage, once it has reported any.
+        node: id of the node that it said it runs on.
+        doomed: the failure for which its process was killed, if it was.
+        outcome: what the worker said of the stage's end.
+    """
+
+    request: Request
+    placement: Placement
+    stage: Stage | None
+    since: float
+    heard: float
+    epoch: tuple[int, int] | None = None
+    node: str | None = None
+    doomed: dict[str, Any] | None = None
+    outcome: dict[str, Any] | None = None
+
+
+class Dispatch:
+    """Decides which stage runs when and on what, and books how each one ends.
+
+    Args:
+        board: the stages.
+        options: how to execute.
+        estimator: says how long stages take; learns from those that finish.
+        listeners: told of everything.
+        clock: seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        options: Options,
+        estimator: Estimator,
+        listeners: list[Listener],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.board = board
+        self.options = options
+        self.estimator = estimator
+        self.listeners = listeners
+        self.clock = clock
+        self.run = uuid.uuid4().hex[:12]
+        self.retries = faults.Retries(options.faults)
+        self.requests: dict[str, Request] = {}
+        self.slots: dict[str, Slot] = {}
+        self.packing = Packing({})
+        self.nodes: dict[str, Node] = {}
+
+    def tell(self, event: str, *arguments: Any) -> None:
+        """Tell every listener."""
+        for listener in self.listeners:
+            getattr(listener, event)(*arguments)
+
+    # ---- the cluster ---------------------------------------------------------------------
+
+    def settle(self, nodes: Mapping[str, Node]) -> None:
+        """Note what there is, and what each stage will ask for.
+
+        Raises:
+            InputError: a stage asks for what no node has.
+        """
+        self.update_nodes(nodes)
+        capacity = Capacity(tuple(self.nodes.values()))
+        for stage_id in self.board.needed:
+            self.requests[stage_id] = self._request(self.board.plan.stages[stage_id], capacity)
+        if not self.options.autoscale:
+            asked = {
+                (self.board.plan.stages[i].kind, request) for i, request in self.requests.items()
+            }
+            try:
+                check_feasible(sorted(asked, key=str), capacity=capacity)
+            except ResourceError as error:
+                raise InputError(str(error), key=error.key or "resources") from None
+        names = {request: str(request) for request in set(self.requests.values())}
+        self.board.regroup(lambda stage_id: _name(self.requests[stage_id], names))
+
+    def _request(self, stage: Stage, capacity: Capacity) -> Request:
+        gpus = capacity.gpus if self.options.device != "cpu" else 0.0
+        request = default_request(stage.kind, threads=self.options.threads, gpus=gpus)
+        if stage.request is not None:
+            return stage.request.over(request)
+        most = max((node.cpus for node in capacity.nodes), default=request.cpus)
+        if request.cpus > most and not self.options.autoscale:
+            # More threads than cores is slow but right: threads belong to a trial's identity.
+            request = replace(request, cpus=most)
+        return request
+
+    def update_nodes(self, nodes: Mapping[str, Node]) -> None:
+        """Note which nodes are alive."""
+        self.nodes = dict(nodes)
+        self.packing.update(self.nodes)
+
+    # ---- handing out ---------------------------------------------------------------------
+
+    @property
+    def draining(self) -> bool:
+        """Whether no stage is to start any more."""
+        return self.options.drain.is_set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs, and nothing is to be started now or later."""
+        if any(slot.stage is not None for slot in self.slots.values()):
+            return False
+        return self.draining or self.board.exhausted
+
+    def open(self, name: str) -> Slot | None:
+        """Start something in a new slot: the stage with the most work behind it that fits."""
+        self._wake()
+        chosen = None if self.draining else self._choose()
+        if chosen is None:
+            return None
+        stage, placement = chosen
+        now = self.clock()
+        request = self.requests[stage.id]
+        self.board.take(stage)
+        self.slots[name] = Slot(request, placement, stage, now, now)
+        return self.slots[name]
+
+    def next(self, name: str) -> Stage | None:
+        """Give the slot another stage, if what comes first can run in it; None ends the slot.
+
+        A worker process that goes on spares a start, which with torch takes seconds.
+        """
+        slot = self.slots[name]
+        self.packing.release(slot.placement)
+        slot.placement = ()
+        self._wake()
+        chosen = None if self.draining else self._choose()
+        if chosen is None:
+            return None
+        stage, placement = chosen
+        if not self._runs_in(stage, slot):
+            self.packing.release(placement)
+            return None
+        self.packing.release(placement)
+        again = self.packing.place(slot.request)
+        if again is None:  # the rest went to another; the slot's resources are still its own
+            return None
+        self.board.take(stage)
+        slot.placement, slot.stage = again, stage
+        slot.since = slot.heard = self.clock()
+        slot.epoch = slot.outcome = None
+        return stage
+
+    def _runs_in(self, stage: Stage, slot: Slot) -> bool:
+        request = self.requests[stage.id]
+        if request == slot.request:
+            return True
+        # Scores are computed without a GPU wherever they run, so they may follow their query.
+        return (
+            stage.kind == "metrics"
+            and request.workers == slot.request.workers == 1
+            and request.cpus <= slot.request.cpus
+            and request.memory <= slot.request.memory
+            and not (request.custom or request.labels)
+            and self.estimator.seconds(stage) <= SHORT_SECONDS
+        )
+
+    def _choose(self) -> tuple[Stage, Placement] | None:
+        """Return the first stage of the order that fits, with room taken for it.
+
+        A stage with less work behind it passes one that has to wait only if that one need not
+        wait the longer for it; else small stages would keep a large one waiting for ever.
+        """
+        blocked: list[Request] = []
+        for stage in self.board.tops():
+            request = self.requests[stage.id]
+            placement = self.packing.place(request)
+            if placement is None:
+                blocked.append(request)
+            elif all(self._harmless(stage, placement, waiting) for waiting in blocked):
+                return stage, placement
+            else:
+                self.packing.release(placement)
+        return None
+
+    def _harmless(self, stage: Stage, placement: Placement, waiting: Request) -> bool:
+        """Whether a waiting request can be met as early with the placement as without it."""
+        taken = (self.estimator.seconds(stage), placement)
+        running = [
+            (self._remaining(slot), slot.placement)
+            for slot in self.slots.values()
+            if slot.placement
+        ]
+        self.packing.release(placement)
+        without = self._earliest(waiting, running)
+        self.packing.hold(placement)
+        return self._earliest(waiting, [*running, taken]) <= without
+
+    def _earliest(self, request: Request, running: list[tuple[float, Placement]]) -> float:
+        """Return in how many seconds the request fits, as slots end one after the other."""
+        model = self.packing.copy()
+        for seconds, placement in sorted(running, key=lambda entry: entry[0]):
+            model.release(placement)
+            if model.place(request) is not None:
+                return seconds
+        return float("inf")
+
+    def _remaining(self, slot: Slot) -> float:
+        """Return the seconds that the slot's stage will probably take from now."""
+        if slot.stage is None:
+            return 0.0
+        spent = self.clock() - slot.since
+        if slot.epoch and slot.epoch[0]:
+            done, every = slot.epoch
+            return spent * (every - done) / done
+        return max(self.estimator.seconds(slot.stage) - spent, 0.1 * spent)
+
+    def _wake(self) -> None:
+        """Look at the stages whose wait is over."""
+        for stage_id in self.board.due(self.clock()):
+            stage = self.board.plan.stages[stage_id]
+            if self.board.store.is_done(stage_id):  # by somebody else, in the meantime
+                self.board.parked.discard(stage_id)
+                self._finished(stage)
+            elif self.board.store.is_running(stage_id):
+                self.board.postpone(stage_id, self.clock() + BUSY_SECONDS)
+            else:
+                self.board.wake(stage_id)
+
+    def work(self, stage: Stage) -> Work:
+        """Return what a worker is told of a stage that it was given, and count the start."""
+        options = self.options
+        return Work(
+            id=stage.id,
+            kind=stage.kind,
+            identity=stage.identity,
+            inputs=stage.inputs,
+            setup=stage.setup,
+            home=str(options.home.absolute()),
+            device=options.device,
+            store=options.store,
+            checkpoint_epochs=options.checkpoint.epochs,
+            checkpoint_seconds=options.checkpoint.seconds,
+            attempt=self.retries.started(stage.id),
+            run=self.run,
+        )
+
+    def wanted(self, most: int = 256) -> list[Request]:
+        """Return the requests of what runs and of what is ready, for a cluster that can grow."""
+        running = [slot.request for slot in self.slots.values()]
+        return [*running, *map(self.requests.__getitem__, self.board.ready(most))][:most]
+
+    # ---- what happens --------------------------------------------------------------------
+
+    def started(self, name: str) -> None:
+        """A worker has begun with the slot's stage."""
+        slot = self.slots.get(name)
+        if slot is not None and slot.stage is not None:
+            slot.since = slot.heard = self.clock()
+            self.tell("stage_started", slot.stage)
+
+    def heard(self, name: str, note: dict[str, Any]) -> None:
+        """The slot's stage reported."""
+        slot = self.slots.get(name)
+        if slot is None or slot.stage is None:
+            return
+        slot.heard = self.clock()
+        if note.get("event") == "placed" and note.get("node"):
+            slot.node = note["node"]
+            slot.placement = self.packing.moved(slot.placement, note["node"])
+        if note.get("event") == "epoch":
+            slot.epoch = (int(note["epoch"]), int(note["epochs"]))
+            self.retries.progressed(slot.stage.id, int(note["epoch"]))
+        self.tell("stage_progressed", slot.stage, note)
+
+    def ended(self, name: str, outcome: dict[str, Any]) -> None:
+        """The worker came to the end of the slot's stage, good or bad."""
+        slot = self.slots.get(name)
+        if slot is not None and slot.stage is not None:
+            stage, slot.stage = slot.stage, None
+            self.conclude(stage, outcome.get("failure"), drained="drained" in outcome)
+
+    def closed(self, name: str, *, lost: str | None = None) -> None:
+        """The slot is gone, with its worker; a stage that it was at has failed.
+
+        Args:
+            name: the slot.
+            lost: what is known of why.
+        """
+        slot = self.slots.pop(name, None)
+        if slot is None:
+            return
+        self.packing.release(slot.placement)
+        if slot.stage is not None:
+            self.conclude(slot.stage, slot.doomed or self._lost(slot, lost or ""))
+
+    def _lost(self, slot: Slot, said: str) -> dict[str, Any]:
+        gone = slot.node is not None and slot.node not in self.nodes
+        if gone or "node has died" in said or "node was" in said:
+            where = f" {slot.node[:8]}" if slot.node else ""
+            return _failure(faults.LOST_NODE, f"the node{where} died or cannot be reached")
+        if "low on memory" in said or "OutOfMemory" in said:
+            return _failure(faults.OUT_OF_MEMORY, "killed because the node ran out of memory")
+        return _failure(faults.LOST_WORKER, "the worker process died")
+
+    def overdue(self) -> list[str]:
+        """Return the slots whose stage passed a time limit; each is to be killed."""
+        limits = (
+            ("stage_minutes", "since", "it took longer than {:g} minutes"),
+            ("stall_minutes", "heard", "it reported nothing for {:g} minutes"),
+        )
+        found, now = [], self.clock()
+        for name, slot in self.slots.items():
+            for limit, start, text in limits:
+                minutes = getattr(self.options.faults, limit)
+                late = minutes is not None and now - getattr(slot, start) > 60 * minutes
+                if late and slot.stage is not None and slot.doomed is None:
+                    slot.doomed = _failure(faults.TIMEOUT, text.format(minutes))
+                    found.append(name)
+        return found
+
+    def conclude(
+        self, stage: Stage, failure: dict[str, Any] | None, *, drained: bool = False
+    ) -> None:
+        """Book a stage's end: what counts is whether its manifest is in the store."""
+        if self.board.store.is_done(stage.id):
+            self._finished(stage)
+            return
+        if drained:
+            self.board.postpone(stage.id, float("inf"))
+            return
+        failure = failure or _failure(faults.LOST_WORKER, "the worker ended without a word")
+        if failure["kind"] == faults.BUSY:
+            self.retries.attempts[stage.id] -= 1
+            self.board.postpone(stage.id, self.clock() + BUSY_SECONDS)
+            return
+        failure = {**failure, "attempt": self.retries.attempts[stage.id]}
+        delay = self.retries.delay(stage.id, failure["kind"])
+        if failure["kind"] == faults.DAMAGED and not self._set_aside(failure.get("damaged")):
+            delay = None
+        if delay is None:
+            self.board.fail(stage.id)
+            self._note(stage, failure)
+            self.tell("stage_failed", stage, failure)
+            return
+        if failure["kind"] == faults.OUT_OF_MEMORY:
+            self._grow(stage)
+        self.board.postpone(stage.id, self.clock() + delay)
+        self.tell("stage_retried", stage, failure, delay)
+
+    def _finished(self, stage: Stage) -> None:
+        self.board.finish(stage.id)
+        self.retries.forget(stage.id)
+        self.estimator.learn(stage, self.board.store.manifest(stage.id))
+        self.tell("stage_finished", stage)
+
+    def _note(self, stage: Stage, failure: dict[str, Any]) -> None:
+        try:
+            self.board.store.note_failure(stage.id, {**failure, "label": stage.label})
+        except OSError as error:  # the listeners are told all the same
+            _log.warning("the failure of %s could not be kept: %s", stage.label, error)
+
+    def _grow(self, stage: Stage) -> None:
+        request = self.requests[stage.id]
+        largest = Capacity(tuple(self.nodes.values())).largest(request)
+        self.requests[stage.id] = request.grown(largest) or request
+
+    def _set_aside(self, damaged: str | None) -> bool:
+        """Have a finished stage whose files are damaged made again; say whether it can be."""
+        if damaged is None or damaged not in self.board.plan.stages:
+            return False
+        if damaged in self.board.done:
+            self.board.store.set_aside(damaged)
+            if damaged not in self.requests:
+                self._settle_again(damaged)
+            self.board.redo(damaged)
+        return True
+
+    def _settle_again(self, damaged: str) -> None:
+        capacity = Capacity(tuple(self.nodes.values()))
+        for stage in self.board.plan.stages.values():
+            if stage.id not in self.requests:
+                self.requests[stage.id] = self._request(stage, capacity)
+
+
+def _name(request: Request, names: dict[Request, str]) -> str:
+    if request not in names:
+        names[request] = str(request)
+    return names[request]
+
+
+def _failure(kind: str, reason: str) -> dict[str, Any]:
+    return {"kind": kind, "reason": reason, "detail": ""}
 
 
 # ---- one process, for debugging ----------------------------------------------------------
 
 
-def _run_inline(
-    board: Board, options: Options, listeners: list[Listener], estimator: Estimator
-) -> None:
-    while (stage := board.next()) is not None:
-        for listener in listeners:
-            listener.stage_started(stage)
-        failure = None
-        try:
-            run_stage(_work(stage, options), _reporter(stage, listeners))
-        except Exception as error:  # told to the listeners and the table, with its traceback
-            failure = explain_failure(error)
-        _conclude(board, stage, failure, listeners, estimator)
+def _run_inline(dispatch: Dispatch) -> None:
+    node = Node(cpus=float(visible_cpus()))
+    board = dispatch.board
+    dispatch.update_nodes({"here": node})
+    dispatch.tell("run_started", _info(dispatch, "inline"))
+    while not dispatch.draining and not board.exhausted:
+        dispatch._wake()
+        stage = board.next()
+        if stage is None:
+            moment = board.next_moment
+            if moment is None:
+                return
+            time.sleep(max(0.0, min(moment - dispatch.clock(), 1.0)))
+            continue
+        work = dispatch.work(stage)
+        dispatch.tell("stage_started", stage)
+        outcome = run_one(work, _heard_inline(dispatch, stage))
+        dispatch.conclude(stage, outcome.get("failure"), drained="drained" in outcome)
 
 
-def _reporter(stage: Stage, listeners: list[Listener]) -> Callable[[dict[str, Any]], None]:
+def _heard_inline(dispatch: Dispatch, stage: Stage) -> Callable[[dict[str, Any]], None]:
     def report(note: dict[str, Any]) -> None:
-        for listener in listeners:
-            listener.stage_progressed(stage, note)
+        if note.get("event") == "epoch":
+            dispatch.retries.progressed(stage.id, int(note["epoch"]))
+        dispatch.tell("stage_progressed", stage, note)
+        if note.get("event") == "epoch" and dispatch.draining:
+            raise Drained
 
     return report
+
+
+def run_one(work: Work, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Do a stage in this process; return how it ended: ``done``, ``drained`` or ``failure``."""
+    report(
+        {
+            "event": "placed",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "attempt": work.attempt,
+        }
+    )
+    try:
+        run_stage(work, report, wait=0.0)
+    except Drained:
+        return {"drained": True}
+    except Exception as error:  # told with its traceback; the driver decides
+        failure = faults.explain_failure(error)
+        if isinstance(error, StoreCorrupt):
+            failure["damaged"] = error.stage_id
+        return {"failure": failure}
+    return {"done": True}
 
 
 # ---- Ray Tune ----------------------------------------------------------------------------
 
 
-def stage_trainable(config: dict[str, Any]) -> None:
-    """Run one stage inside a Tune trial; its failure is a report, not an exception.
+def _info(dispatch: Dispatch, address: str) -> dict[str, Any]:
+    nodes = dispatch.nodes.values()
+    return {
+        "run": dispatch.run,
+        "address": address,
+        "cpus": sum(node.cpus for node in nodes),
+        "gpus": sum(node.gpus for node in nodes),
+        "nodes": len(dispatch.nodes),
+    }
 
-    An exception would make Tune print it and retry; a stage that fails in its own code fails
-    again. A worker that dies is another matter, and is retried by Tune.
-    """
-    from ray import tune
 
-    def report(note: dict[str, Any]) -> None:
-        tune.report({"note": note})
-
+def _run_ray(dispatch: Dispatch) -> None:
+    options = dispatch.options
     try:
-        run_stage(Work(**config["work"]), report)
-    except Exception as error:  # reported with its traceback; the driver decides
-        tune.report({"failure": explain_failure(error)})
-        return
-    tune.report({"done": True})
+        with connect(
+            options.address,
+            options.home / "ray",
+            cpus=options.cpus,
+            gpus=options.gpus,
+            runtime_env=options.runtime_env,
+        ):
+            from orchestrator.tune_bridge import fit, nodes_alive
+
+            dispatch.settle(nodes_alive())
+            dispatch.tell("run_started", _info(dispatch, options.address))
+            fit(dispatch, folder=options.home / "ray" / "tune")
+    except ConnectError as error:
+        raise InputError(str(error), key="--address") from None
 
 
-def _run_ray(
-    board: Board, options: Options, listeners: list[Listener], estimator: Estimator
-) -> None:
-    with local_ray(options.home / "ray", cpus=options.cpus, gpus=options.gpus) as capacity:
-        requests = _requests(board, options, capacity)
-        _fit(board, options, listeners, estimator, requests)
-
-
-def _requests(board: Board, options: Options, capacity: Capacity) -> dict[str, Request]:
-    requests = {}
-    for stage_id in board.needed:
-        stage = board.plan.stages[stage_id]
-        gpus = capacity.gpus if options.device != "cpu" else 0.0
-        fallback = default_request(stage.kind, threads=options.threads, gpus=gpus)
-        if stage.request is None and fallback.cpus > capacity.cpus:
-            # More threads than cores is slow but right: threads belong to a trial's identity.
-            fallback = Request(cpus=capacity.cpus, gpus=fallback.gpus)
-        requests[stage_id] = stage.request or fallback
-    try:
-        check_feasible(requests.values(), cpus=capacity.cpus, gpus=capacity.gpus)
-    except ResourceError as error:
-        raise InputError(str(error), key="resources") from None
-    return requests
-
-
-def _fit(
-    board: Board,
-    options: Options,
-    listeners: list[Listener],
-    estimator: Estimator,
-    requests: dict[str, Request],
-) -> None:
-    from orchestrator.tune_bridge import fit
-
-    def describe(stage: Stage) -> dict[str, Any]:
-        return {"work": asdict(_work(stage, options)), "bundle": requests[stage.id].to_ray()}
-
-    # Once: Tune asks for the next stage ten times a second, of whatever number is ready.
-    bundles = {i: str(sorted(request.to_ray().items())) for i, request in requests.items()}
-
-    def conclude(stage: Stage, failure: dict[str, Any] | None) -> None:
-        _conclude(board, stage, failure, listeners, estimator)
-
-    fit(
-        board,
-        stage_trainable,
-        describe=describe,
-        bundle=bundles.__getitem__,
-        conclude=conclude,
-        listeners=listeners,
-        folder=options.home / "ray" / "tune",
-        max_failures=MAX_LOST_WORKERS,
-    )
+def describe(dispatch: Dispatch, stage: Stage) -> dict[str, Any]:
+    """Return a stage as it is sent to a worker: plain JSON values."""
+    return asdict(dispatch.work(stage))

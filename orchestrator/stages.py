@@ -3,16 +3,20 @@
 A stage reads its inputs from the store and its images from the shared image store, trains or
 computes, and commits files and numbers under its id. It is interrupted anywhere and goes on from
 its last checkpoint, to the same bytes.
+
+A stage that trains with several workers runs in as many processes. All do the same; the first of
+them, which has the lease, reports, writes and commits, and the others only compute.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.peers import DISCONNECTED, PeerFailed, node_address, node_id, start_peers
 from methods.base import METHODS, CentersSpec, HashMethod, Schedule, Task
 from methods.pairs import SideSpec
 from methods.recipe import Recipe
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from methods.networks import HashNetwork
+    from methods.parallel import Group
     from methods.training import EpochReport, Learner, Trainer, TrainingData
     from orchestrator.checkpoints import Checkpoints
     from retrieval.datasets.base import Score
@@ -43,6 +49,9 @@ Report = Callable[[dict[str, Any]], None]
 """Called after each epoch (and now and then while encoding) with progress for the driver."""
 
 Side = Literal["query", "gallery"]
+
+_CAUSE_SECONDS = 30.0
+"""How long a worker that lost the others waits for one of them to say why."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,12 @@ class Work:
     checkpoint_seconds: float = 0.0
     attempt: int = 1
     run: str = ""
+
+    @property
+    def workers(self) -> int:
+        """How many processes do the stage together."""
+        recipes = self.setup.get("recipes") or {"own": self.setup.get("recipe") or {}}
+        return max(int(recipe.get("workers", 1)) for recipe in recipes.values())
 
 
 @dataclass
@@ -103,23 +118,118 @@ def run_stage(work: Work, report: Report, *, wait: float = -1) -> Manifest:
         if store.is_done(work.id):
             return store.manifest(work.id)
         started = time.perf_counter()
-        runner = _Runner(work, store, report)
-        outcome = runner.run()
+        place = {"host": platform.node(), "pid": os.getpid(), "node": node_id()}
+        report({"event": "placed", **place, "attempt": work.attempt})
+        with _workers(work) as group:
+            runner = _Runner(work, store, report, group)
+            outcome = runner.run()
         cost = {
             "seconds": round(time.perf_counter() - started + runner.earlier_seconds, 3),
             "device": runner.device_name,
             "threads": work.setup.get("threads", 1),
+            "workers": work.workers,
             "peak_memory_mb": runner.peak_memory_mb(),
             **outcome.cost,
         }
         return store.commit(work.id, work.kind, work.identity, outcome.result, cost)
 
 
+# ---- several workers ---------------------------------------------------------------------
+
+
+@contextmanager
+def _workers(work: Work) -> Iterator[Group | None]:
+    """Start the other workers of a stage, and connect with them; None where there are none.
+
+    Raises:
+        PeerFailed: one of them failed, and how; the others, this one too, end with it.
+    """
+    size = work.workers
+    if size == 1:
+        yield None
+        return
+    from methods import parallel
+
+    host = node_address()
+    meeting = parallel.listen(host, size)
+    given = {"address": f"{host}:{meeting.port}", "work": asdict(work)}
+    with start_peers(
+        "orchestrator.stages:run_beside",
+        [{"rank": rank, **given} for rank in range(1, size)],
+        on_failure=parallel.abort,
+    ) as peers:
+        while not parallel.arrived(meeting, size):
+            peers.check()
+            time.sleep(0.05)
+        try:
+            with parallel.joined(meeting, 0, size, _take_device(work.device, 0)) as group:
+                yield group
+        except parallel.Disconnected as error:
+            cause = peers.cause(_CAUSE_SECONDS)
+            if cause is None:
+                raise
+            raise PeerFailed(cause) from error
+
+
+def run_beside(rank: int, address: str, work: dict[str, Any]) -> dict[str, Any] | None:
+    """Do a stage as one of its other workers, which writes nothing.
+
+    Args:
+        rank: of this worker, from 1.
+        address: where the workers meet.
+        work: the fields of the :class:`Work`.
+
+    Returns:
+        None, or how it failed.
+    """
+    from methods import parallel
+    from orchestrator.faults import explain_failure
+
+    given = Work(**work)
+    size = given.workers
+    try:
+        device = _take_device(given.device, rank)
+        with parallel.joined(parallel.reach(address, size), rank, size, device) as group:
+            store = open_store(Path(given.home), given.store)
+            _Runner(given, store, lambda note: None, group).run()
+    except parallel.Disconnected as error:
+        return {"kind": DISCONNECTED, "reason": str(error), "detail": ""}
+    except Exception as error:  # told to the first worker, which raises it
+        failure = explain_failure(error)
+        return {**failure, "reason": f"worker {rank + 1} of {size}: {failure['reason']}"}
+    return None
+
+
+def _take_device(wanted: str, rank: int) -> str:
+    """Return "cuda" or "cpu"; of several GPUs that this process sees, the rank's becomes current.
+
+    Raises:
+        InputError: a GPU is wanted and there is none.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+        return "cuda"
+    if wanted == "cuda":
+        raise InputError(
+            "this stage was given no GPU; set resources.<stage>.gpus, or device: auto",
+            key="resources.device",
+            value="cuda",
+        )
+    return "cpu"
+
+
 class _Runner:
     """One stage in work: its dataset, device, folder, and the code of each kind."""
 
-    def __init__(self, work: Work, store: StageStore, report: Report) -> None:
+    def __init__(
+        self, work: Work, store: StageStore, report: Report, group: Group | None = None
+    ) -> None:
         self.work = work
+        self._group = group
         self.setup = work.setup
         self.store = store
         self.report = report
@@ -170,19 +280,19 @@ class _Runner:
 
     @cached_property
     def device(self) -> str:
-        if self.work.device == "cpu":
-            return "cpu"
-        import torch
+        return _take_device(self.work.device, self.group.rank)
 
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.work.device == "cuda":
-            raise InputError(
-                "this stage was given no GPU; set resources.<stage>.gpus, or device: auto",
-                key="resources.device",
-                value="cuda",
-            )
-        return "cpu"
+    @property
+    def group(self) -> Group:
+        """The workers that do this stage together."""
+        from methods.parallel import ALONE
+
+        return self._group or ALONE
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the worker that writes and reports."""
+        return self._group is None or self._group.leads
 
     @property
     def device_name(self) -> str:
@@ -282,6 +392,7 @@ class _Runner:
             steps_per_epoch=steps,
             seed=int(self.setup["seed"]),
             momentum=momentum,
+            group=self.group,
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -305,21 +416,26 @@ class _Runner:
 
     def train(self, trainer: Trainer, epochs: int) -> dict[str, Any]:
         """Run a trainer to its end, with checkpoints and reports; return its speed."""
+        import torch
+
         checkpoints = self.checkpoints()
         images = seconds = 0.0
-        found = checkpoints.load()
+        found = checkpoints.load() if self.leads else None
+        tensors = self.group.broadcast(found[1] if found else None)
+        if tensors is not None:
+            trainer.load(tensors, int(tensors["epoch"]))
         if found is not None:
-            done, tensors, notes = found
-            trainer.load(tensors, done)
+            notes = found[2]
             self.history = notes["history"]
             self.earlier_seconds = notes["seconds"]
             images, seconds = notes["images"], notes["training_seconds"]
+            self.report({"event": "resumed", "epoch": found[0]})
         for report in trainer.run():
             images += report.images
             seconds += report.seconds
             self.history.append({"epoch": report.epoch, **report.metrics})
             # After the last epoch in any case: encoding a gallery can take long.
-            if checkpoints.due(trainer.epoch, epochs):
+            if self.leads and checkpoints.due(trainer.epoch, epochs):
                 spent = time.perf_counter() - self._started + self.earlier_seconds
                 notes = {
                     "history": self.history,
@@ -327,9 +443,11 @@ class _Runner:
                     "images": images,
                     "training_seconds": seconds,
                 }
-                checkpoints.save(trainer.epoch, trainer.tensors(), notes)
+                tensors = {**trainer.tensors(), "epoch": torch.tensor(trainer.epoch)}
+                checkpoints.save(trainer.epoch, tensors, notes)
             self._report_epoch(report, epochs)  # after the checkpoint: what is told is kept
-        write_json(self.folder / "history.json", self.history)
+        if self.leads:
+            write_json(self.folder / "history.json", self.history)
         return {
             "training_seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else 0.0,
@@ -341,6 +459,8 @@ class _Runner:
 
     def _tell(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
         """Tell the driver, and whoever asks for the status, that this 0-based epoch is done."""
+        if not self.leads:
+            return
         note = {"epoch": epoch + 1, "epochs": epochs, "metrics": metrics}
         write_json(
             self.folder / "progress.json", {**note, "pid": os.getpid(), "time": time.time()}
@@ -352,7 +472,7 @@ class _Runner:
         from methods.training import encode
 
         rows = getattr(self.dataset.splits(), split)
-        h = encode(network, self.views(int(side["size"])), rows)
+        h = encode(network, self.views(int(side["size"])), rows, group=self.group)
         if not np.isfinite(h).all():
             from methods.training import TrainingDiverged
 
@@ -389,11 +509,14 @@ class _Runner:
         return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
 
     def save(self, name: str, array: NDArray[np.generic]) -> None:
-        save_array(self.folder / name, array)
+        if self.leads:
+            save_array(self.folder / name, array)
 
     def save_weights(self, network: HashNetwork, name: str) -> None:
         from safetensors.torch import save_file
 
+        if not self.leads:
+            return
         tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         save_file(tensors, self.folder / name)
 
@@ -460,13 +583,17 @@ class _Runner:
         steps = data.steps(recipe.batch_size)
         learner = self.learner(network, recipe, "gallery", steps, method.momentum)
         kind = setup["recording"]
-        sink = Recorder(self.folder, kind, len(data), int(setup["bits"])) if kind else None
+        sink = None
+        if kind and self.leads:
+            sink = Recorder(self.folder, kind, len(data), int(setup["bits"]))
 
         def validate(epoch: int) -> dict[str, float]:
             if not self.validates(epoch, recipe.epochs):
                 return {}
             gallery_codes = self.encode(network, setup["side"], "validation_gallery")
             query_codes = self.encode(network, setup["side"], "validation_query")
+            if not self.leads:
+                return {}
             if kind:
                 self.save(f"validation/epoch-{epoch:05d}.npy", gallery_codes)
             return {"validation/map_symmetric": self.validation_map(query_codes, gallery_codes)}
@@ -527,7 +654,9 @@ class _Runner:
             source = Replay(folder, setup["recording"], int(setup["bits"]), self.device)
         else:
             teacher = self.frozen_gallery(setup["gallery_side"], setup["gallery_head"])
-            source = LiveTeacher(teacher, setup["recording"], setup["gallery_precision"])
+            source = LiveTeacher(
+                teacher, setup["recording"], setup["gallery_precision"], self.group
+            )
 
         def validate(epoch: int) -> dict[str, float]:
             if not self.validates(epoch, recipe.epochs):
@@ -537,6 +666,8 @@ class _Runner:
             )
             gallery_codes = np.load(self.store.read(inputs["gallery"], name))
             query_codes = self.encode(network, setup["side"], "validation_query")
+            if not self.leads:
+                return {}
             return {"validation/map": self.validation_map(query_codes, gallery_codes)}
 
         embeddings = self.training_embeddings() if method.reads_embeddings else None
@@ -585,6 +716,8 @@ class _Runner:
             )
             symmetric = self.encode(networks["gallery"], sides["gallery"], "validation_query")
             query_codes = self.encode(networks["query"], sides["query"], "validation_query")
+            if not self.leads:
+                return {}
             return {
                 "validation/map": self.validation_map(query_codes, gallery_codes),
                 "validation/map_symmetric": self.validation_map(symmetric, gallery_codes),

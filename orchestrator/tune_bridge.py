@@ -1,4 +1,8 @@
-"""The searcher and the callback through which Ray Tune runs a board of stages.
+"""Carries a dispatch to Ray Tune, which executes, and only executes.
+
+A Tune trial is a slot: resources with one worker process in them, which works on stage after stage
+until the dispatch has none for it. So a study of ten thousand stages is a handful of Tune trials,
+and what a stage costs beside its own work is a message there and one back.
 
 Tune pickles searchers and callbacks when an experiment is built. Ours carry only a key; what they
 work on stays in this process, in a table.
@@ -10,78 +14,176 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.resources import Node, Request
+from orchestrator.errors import Drained
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Stage
-    from orchestrator.scheduling import Board, Listener
+    from orchestrator.scheduling import Dispatch
 
+WATCH_SECONDS = 2.0
+"""Between two looks at the cluster's nodes and at the time limits."""
 
-@dataclass
-class _Session:
-    board: Board
-    describe: Callable[[Stage], dict[str, Any]]
-    bundle: Callable[[str], str]
-    conclude: Callable[[Stage, dict[str, Any] | None], None]
-    listeners: list[Listener]
-    waiting: dict[str, str] = field(default_factory=dict)
-    """Tune's trial id -> the bundle that the trial, handed out but not started, waits for."""
-    running: dict[str, Stage] = field(default_factory=dict)
-    """Tune's trial id -> the stage that the trial runs."""
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Tune's trial id -> the failure that its worker reported."""
-
-    def next(self) -> Stage | None:
-        """Take a stage, but none for a bundle that another one waits for already.
-
-        Tune asks ahead of free resources. What it was given it starts in that order, so that a
-        stage which becomes ready meanwhile, with much work behind it, would come after them. One
-        for each bundle is enough that a small stage passes a large one that has to wait.
-        """
-        taken = set(self.waiting.values())
-        if not taken:
-            return self.board.next()
-        return self.board.next(lambda stage_id: self.bundle(stage_id) not in taken)
-
-    def end(self, trial_id: str) -> None:
-        self.waiting.pop(trial_id, None)
-        stage = self.running.pop(trial_id, None)
-        if stage is not None:
-            self.conclude(stage, self.failures.pop(trial_id, None))
-
-
-_SESSIONS: dict[int, _Session] = {}
+_DISPATCHES: dict[int, _Bridge] = {}
 _KEYS = itertools.count()
 
 
+def nodes_alive() -> dict[str, Node]:
+    """Return the nodes of the cluster that this process is connected to, by id."""
+    return {node["NodeID"]: Node.from_ray(node) for node in ray.nodes() if node["Alive"]}
+
+
+# ---- in the workers ----------------------------------------------------------------------
+
+
+class Mailbox:
+    """Where slots fetch their next stage; it answers when the driver has decided."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._given: dict[str, dict[str, Any] | None] = {}
+        self._changed = asyncio.Condition()
+        self._draining = False
+
+    async def give(self, slot: str, work: dict[str, Any] | None) -> None:
+        """Put the slot's next stage there, or None to end it."""
+        async with self._changed:
+            self._given[slot] = work
+            self._changed.notify_all()
+
+    async def take(self, slot: str) -> dict[str, Any] | None:
+        """Wait for the slot's next stage."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: slot in self._given)
+            return self._given.pop(slot)
+
+    async def drain(self) -> None:
+        """Have stages stop at the end of their epoch."""
+        self._draining = True
+
+    async def draining(self) -> bool:
+        """Whether they are to."""
+        return self._draining
+
+
+def slot_trainable(config: dict[str, Any]) -> None:
+    """Work on stages in one slot until there is none left for it.
+
+    A stage's failure is a report, not an exception, which Tune would print, and which would end
+    the worker.
+    """
+    from orchestrator.scheduling import run_one
+    from orchestrator.stages import Work
+
+    mailbox = ray.get_actor(config["mailbox"])
+    name, node = tune.get_context().get_trial_id(), ray.get_runtime_context().get_node_id()
+    work: dict[str, Any] | None = config["work"]
+
+    def report(note: dict[str, Any]) -> None:
+        if note.get("event") == "placed":
+            note = {**note, "node": node}
+        tune.report({"note": note})
+        if note.get("event") == "epoch" and ray.get(mailbox.draining.remote()):
+            raise Drained
+
+    while work is not None:
+        tune.report({"end": run_one(Work(**work), report)})
+        work = ray.get(mailbox.take.remote(name))
+
+
+# ---- in the driver -----------------------------------------------------------------------
+
+
+class _Bridge:
+    """What the searcher and the callback of one experiment share."""
+
+    def __init__(self, dispatch: Dispatch, mailbox_name: str, mailbox: Any) -> None:
+        self.dispatch = dispatch
+        self.mailbox_name = mailbox_name
+        self.mailbox = mailbox
+        self.told_to_drain = False
+        self._watched = 0.0
+
+    def describe(self, name: str) -> dict[str, Any] | None:
+        """Open a slot and return the config of its trial, or None."""
+        from orchestrator.scheduling import describe
+
+        slot = self.dispatch.open(name)
+        if slot is None or slot.stage is None:
+            return None
+        return {
+            "work": describe(self.dispatch, slot.stage),
+            "mailbox": self.mailbox_name,
+            "bundles": slot.request.bundles(),
+            "selectors": slot.request.label_selectors() if slot.request.labels else None,
+        }
+
+    def answer(self, name: str) -> None:
+        """Give a slot whose stage has ended its next one, or end it."""
+        from orchestrator.scheduling import describe
+
+        stage = self.dispatch.next(name)
+        work = None if stage is None else describe(self.dispatch, stage)
+        self.mailbox.give.remote(name, work)
+        if stage is not None:
+            self.dispatch.started(name)
+
+    def watch(self, trials: Any) -> None:
+        """Pass on a wish to drain; look now and then at nodes and time limits."""
+        if self.dispatch.draining and not self.told_to_drain:
+            self.told_to_drain = True
+            self.mailbox.drain.remote()
+            self.dispatch.tell("run_draining")
+        if time.monotonic() - self._watched < WATCH_SECONDS:
+            return
+        self._watched = time.monotonic()
+        self.dispatch.update_nodes(nodes_alive())
+        late = set(self.dispatch.overdue())
+        for trial in trials if late else ():
+            if trial.trial_id in late and trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+        if self.dispatch.options.autoscale:
+            ask_for_nodes(self.dispatch.wanted())
+
+
+def ask_for_nodes(requests: list[Request]) -> None:
+    """Tell an autoscaling cluster what would be used if it were there."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[bundle for request in requests for bundle in request.bundles()])
+
+
 class StageSearcher(Searcher):  # type: ignore[misc]
-    """Hands out the stages of a board."""
+    """Opens slots while there are stages for them."""
 
     def __init__(self, key: int) -> None:
         super().__init__(metric=None, mode=None)
         self.key = key
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next stage's config, None to wait, or FINISHED."""
-        session = _SESSIONS[self.key]
-        stage = session.next()
-        if stage is None:
-            # None while nothing is live would block Tune's controller for ten minutes.
-            return None if session.board.live else str(Searcher.FINISHED)
-        session.running[trial_id] = stage
-        session.waiting[trial_id] = session.bundle(stage.id)
-        return session.describe(stage)
+        """Return the config of a slot with its first stage, None to wait, or FINISHED."""
+        bridge = _DISPATCHES[self.key]
+        config = bridge.describe(trial_id)
+        if config is None:
+            # None while nothing is live makes Tune's controller ask once a second, and do nothing
+            # else: right while a stage waits to be tried again, wrong when all is done.
+            return str(Searcher.FINISHED) if bridge.dispatch.over else None
+        return config
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Book the end of a trial, good or bad."""
-        _SESSIONS[self.key].end(trial_id)
+        """The slot is gone; :class:`StageCallback` knows more where it failed."""
+        if not error:
+            _DISPATCHES[self.key].dispatch.closed(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the store is what is resumed from."""
@@ -91,79 +193,79 @@ class StageSearcher(Searcher):  # type: ignore[misc]
 
 
 class StageCallback(tune.Callback):  # type: ignore[misc]
-    """Passes on what workers report, and notices trials whose end Tune did not announce."""
+    """Passes on what workers report, and what became of their slots."""
 
     def __init__(self, key: int) -> None:
         self.key = key
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A worker took the stage."""
-        session = _SESSIONS[self.key]
-        session.waiting.pop(trial.trial_id, None)
-        stage = session.running.get(trial.trial_id)
-        if stage is not None:
-            for listener in session.listeners:
-                listener.stage_started(stage)
+        """A worker has begun with the slot's first stage."""
+        _DISPATCHES[self.key].dispatch.started(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A stage reported progress, or its failure."""
-        session = _SESSIONS[self.key]
-        stage = session.running.get(trial.trial_id)
-        if stage is None:
-            return
-        if "failure" in result:
-            session.failures[trial.trial_id] = result["failure"]
-        elif "note" in result:
-            for listener in session.listeners:
-                listener.stage_progressed(stage, result["note"])
+        """A stage reported progress, or its end."""
+        bridge = _DISPATCHES[self.key]
+        if "note" in result:
+            bridge.dispatch.heard(trial.trial_id, result["note"])
+        elif "end" in result:
+            bridge.dispatch.ended(trial.trial_id, result["end"])
+            bridge.answer(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """The slot's worker died."""
+        self._lost(trial)
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Look for trials that Tune put into ERROR without telling the searcher.
+        """Look for trials that Tune put into ERROR without telling anybody.
 
-        That happens with reused actors; without this the stages behind such a one would wait for
-        ever.
+        That happens with reused actors; without this their stages would wait for ever.
         """
-        session = _SESSIONS[self.key]
-        if session.running:
-            for trial in trials:
-                if trial.status == "ERROR":
-                    session.end(trial.trial_id)
+        bridge = _DISPATCHES[self.key]
+        bridge.watch(trials)
+        for trial in trials:
+            if trial.status == "ERROR" and trial.trial_id in bridge.dispatch.slots:
+                self._lost(trial)
+
+    def _lost(self, trial: Any) -> None:
+        bridge = _DISPATCHES[self.key]
+        bridge.dispatch.update_nodes(nodes_alive())
+        path = trial.error_file
+        said = Path(path).read_text(errors="replace") if path and Path(path).exists() else ""
+        bridge.dispatch.closed(trial.trial_id, lost=said)
+
+
+def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    selectors = config["selectors"]
+    more = {"bundle_label_selector": selectors} if selectors else {}
+    return tune.PlacementGroupFactory(config["bundles"], strategy="PACK", **more)
 
 
 def fit(
-    board: Board,
-    trainable: Callable[[dict[str, Any]], None],
+    dispatch: Dispatch,
     *,
-    describe: Callable[[Stage], dict[str, Any]],
-    bundle: Callable[[str], str],
-    conclude: Callable[[Stage, dict[str, Any] | None], None],
-    listeners: list[Listener],
     folder: Path,
-    max_failures: int,
+    trainable: Callable[[dict[str, Any]], None] = slot_trainable,
 ) -> None:
-    """Run the board's stages as one fresh Tune experiment; returns when none is left.
+    """Run a dispatch as one fresh Tune experiment; returns when nothing is left to start.
 
     Args:
-        board: hands out stages.
-        trainable: runs one stage, given ``describe``'s config.
-        describe: a stage's config; ``bundle`` in it holds the resources.
-        bundle: a stage's resources as text, by its id.
-        conclude: books a stage's end, with the failure that its worker reported, if any.
-        listeners: told of starts and progress.
+        dispatch: decides; its nodes are settled.
         folder: absolute, where Tune keeps its files.
-        max_failures: how often a trial whose worker died is tried again.
+        trainable: works on a slot's stages.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     key = next(_KEYS)
-    _SESSIONS[key] = _Session(board, describe, bundle, conclude, listeners)
-    name = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+    mailbox_name = f"asymbench-{dispatch.run}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": here}
+    mailbox = ray.remote(Mailbox).options(name=mailbox_name, **options).remote()
+    _DISPATCHES[key] = _Bridge(dispatch, mailbox_name, mailbox)
+    name = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{dispatch.run}"
     try:
         tune.Tuner(
-            tune.with_resources(
-                trainable, lambda config: tune.PlacementGroupFactory([config["bundle"]])
-            ),
+            tune.with_resources(trainable, _placement),
             tune_config=tune.TuneConfig(
                 search_alg=StageSearcher(key),
                 num_samples=-1,
@@ -174,9 +276,13 @@ def fit(
                 name=name,
                 storage_path=str(folder.absolute()),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=max_failures),
+                # A worker that died is not Tune's to start again: who knows why it died decides.
+                failure_config=tune.FailureConfig(max_failures=0),
                 callbacks=[StageCallback(key)],
             ),
         ).fit()
     finally:
-        del _SESSIONS[key]
+        del _DISPATCHES[key]
+        ray.kill(mailbox)
+        if dispatch.options.autoscale:
+            ask_for_nodes([])

@@ -1,13 +1,12 @@
 """The board hands out stages in the right order, and failures stay with their trials."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from cluster.resources import Request
 from methods.training import TrainingDiverged
+from orchestrator.board import Board, needed_stages
+from orchestrator.faults import explain_failure
 from orchestrator.plan import Plan, Stage, Trial
-from orchestrator.scheduling import Board, Options, execute, explain_failure, needed_stages
+from orchestrator.scheduling import Options, execute
 from orchestrator.store import StageStore, digest
 from retrieval.errors import DatasetError, InputError
 
@@ -97,37 +96,6 @@ def test_board_takes_the_longest_chain_first(tmp_path):
     }
     board = Board(plan, StageStore(tmp_path), priority=seconds)
     assert [take(board), take(board), take(board)] == ["b", "c", "a"]
-
-
-def test_a_stage_is_handed_out_for_each_bundle_only_while_none_waits_for_it(tmp_path):
-    from orchestrator.tune_bridge import _SESSIONS, StageCallback, StageSearcher, _Session
-
-    stages = ("a", "b", "c", "big")
-    plan = make_plan({name: [] for name in stages}, {name: [name] for name in stages})
-    made = Board(plan, StageStore(tmp_path), priority={})
-    names = {stage.id: stage.label for stage in made.plan.stages.values()}
-    session = _Session(
-        board=made,
-        describe=lambda stage: {"name": stage.label},
-        bundle=lambda stage_id: "gpu" if names[stage_id] == "big" else "cpu",
-        conclude=lambda stage, failure: made.finish(stage.id),
-        listeners=[],
-    )
-    _SESSIONS[-1] = session
-    try:
-        searcher, callback = StageSearcher(-1), StageCallback(-1)
-        asked = [searcher.suggest(f"t{number}") for number in range(4)]
-        given = [config["name"] for config in asked if config is not None]
-        assert len(given) == 2  # one that waits for a core, and "big", which waits for a GPU
-        assert "big" in given
-        first = next(t for t in session.running if session.running[t].label != "big")
-        callback.on_trial_start(0, [], SimpleNamespace(trial_id=first))
-        assert searcher.suggest("t4")["name"] in "abc"  # the core's first has started
-        assert searcher.suggest("t5") is None
-        searcher.on_trial_complete("t4")  # ended without a start, as a lost worker's trial may
-        assert searcher.suggest("t6")["name"] in "abc"
-    finally:
-        del _SESSIONS[-1]
 
 
 def test_failure_blocks_what_consumes_it_and_nothing_else(board):

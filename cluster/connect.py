@@ -1,18 +1,19 @@
-"""Ray on this machine: quiet, self-contained, and gone when the run ends."""
+"""Ray: one of our own on this machine, quiet and gone when the run ends, or one that runs."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import re
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.resources import visible_cpus
 
@@ -43,37 +44,82 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
+WORKER_ENVIRONMENT = {
+    name: ENVIRONMENT[name]
+    for name in (
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S",
+        "RAY_CHDIR_TO_TRIAL_DIR",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+        "HF_HUB_DISABLE_TELEMETRY",
+    )
+}
+"""What workers need of it. Those of a Ray that is started here inherit all of it."""
 
-@dataclass(frozen=True)
-class Capacity:
-    """What a running Ray has in all."""
 
-    cpus: float
-    gpus: float
+class ConnectError(ValueError):
+    """No Ray cluster answers at the address, or one that this process cannot work with."""
 
 
 _STARTS = 3
 _TOO_SLOW = "timed out during startup"
 
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
+
+
+def check_address(address: str) -> str:
+    """Return ``address`` if it is one: ``local``, ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
+
+    Raises:
+        ConnectError: it is none of these.
+    """
+    if address in ("local", "auto"):
+        return address
+    found = _HOST.fullmatch(address.removeprefix("ray://"))
+    if not found or not 0 < int(found["port"]) < 65536:
+        raise ConnectError(f"must be local, auto, HOST:PORT or ray://HOST:PORT, not {address!r}")
+    return address
+
 
 @contextmanager
-def local_ray(
-    folder: Path, *, cpus: int | None = None, gpus: int | None = None
-) -> Iterator[Capacity]:
-    """Start Ray on this machine, yield its capacity, and shut it down.
+def connect(
+    address: str,
+    folder: Path,
+    *,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    runtime_env: dict[str, Any] | None = None,
+) -> Iterator[None]:
+    """Be connected to Ray: to one started here for the while, or to a cluster that runs.
 
     Args:
-        folder: where Ray keeps its session's files.
-        cpus: CPU cores to offer; None offers those of this process.
-        gpus: GPUs to offer; None lets Ray detect them.
+        address: "local" starts Ray on this machine and stops it after; "auto" joins the cluster
+            that this machine belongs to; ``HOST:PORT`` joins the cluster of that head node.
+        folder: where a local Ray keeps its session's files.
+        cpus: CPU cores to offer locally; None offers those of this process.
+        gpus: GPUs to offer locally; None lets Ray detect them.
+        runtime_env: Ray's runtime environment for workers of a cluster that runs.
+
+    Raises:
+        ConnectError: nothing answers at the address, or another version of Ray or Python.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    start = _local(folder, cpus, gpus) if address == "local" else _joined(address, runtime_env)
+    with start:
+        quiet_raylet()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray puts a crash handler on SIGTERM
+                signal.signal(number, handler)
+        yield
+
+
+@contextmanager
+def _local(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[None]:
     import ray
 
     folder.mkdir(parents=True, exist_ok=True)
     short = short_path(folder)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     options = {
         # a cluster file that another program left must not be joined by accident
         "address": "local",
@@ -94,20 +140,39 @@ def local_ray(
             if _TOO_SLOW not in str(error) or not left:
                 raise
             ray.shutdown()
-    quiet_raylet()
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray puts a crash handler on SIGTERM
-            signal.signal(number, handler)
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     try:
-        total = ray.cluster_resources()
-        yield Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+        yield
     finally:
         ray.shutdown()
         if short != folder.absolute():
             short.unlink(missing_ok=True)
     # Only after a run that ended well: what Ray wrote of any other may say why.
     shutil.rmtree(folder / session.name, ignore_errors=True)
+
+
+@contextmanager
+def _joined(address: str, runtime_env: dict[str, Any] | None) -> Iterator[None]:
+    import ray
+
+    given = runtime_env or {}
+    variables = {**WORKER_ENVIRONMENT, **given.get("env_vars", {})}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={**given, "env_vars": variables},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()
+        raise ConnectError(
+            f"no Ray cluster that can be used at {address!r}: {said[0] if said else error!r}"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def short_path(folder: Path) -> Path:
