@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -33,7 +33,7 @@ from orchestrator.errors import StoreCorrupt
 from retrieval.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from orchestrator.session import Session
+    from orchestrator.session import Place, Session
 
 
 class _Group(click.Group):
@@ -148,20 +148,41 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
     show_default=True,
     help="Ray Tune, or this process, one stage at a time (to debug a method).",
 )
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    envvar="ASYMBENCH_ADDRESS",
+    help="Ray: local starts it here; auto, HOST:PORT and ray://HOST:PORT use one that runs.",
+)
 @click.option("--cpus", type=click.IntRange(min=1), help="CPU cores to offer; default: all.")
+@click.option(
+    "--autoscale", is_flag=True, help="Ask the cluster for nodes, as many as stages can use."
+)
 def run(
-    study: str, overrides: tuple[str, ...], as_json: bool, executor: str, cpus: int | None
+    study: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    executor: Literal["ray", "inline"],
+    address: str,
+    cpus: int | None,
+    autoscale: bool,
 ) -> None:
-    """Run what is missing of a study, then print its table. Stop it at any time and run again."""
+    """Run what is missing of a study, then print its table.
+
+    Stop it at any time and run again: Ctrl-C once lets running stages come to the end of their
+    epoch, twice stops at once; what is finished is kept.
+    """
     from orchestrator import report as reporting
     from orchestrator.session import run as run_session
     from orchestrator.wording import plural
 
+    place = _place(executor, address, cpus, autoscale)
     session = open_study(study, overrides)
     signal.signal(signal.SIGTERM, interrupt)
     try:
         _decode_images(session)
-        result = run_session(session, executor=executor, cpus=cpus)
+        result = run_session(session, place)
     except KeyboardInterrupt:
         again = shlex.join(["asymbench", "run", study, *(f"--set={o}" for o in overrides)])
         click.echo(f"\ninterrupted; what is finished is kept. To go on: {again}", err=True)
@@ -187,6 +208,41 @@ def run(
             err=True,
         )
         raise SystemExit(EXIT_FAILED)
+
+
+def _place(
+    executor: Literal["ray", "inline"], address: str, cpus: int | None, autoscale: bool
+) -> Place:
+    """Return where to run.
+
+    Raises:
+        InputError: options that do not go together, or no address.
+    """
+    from cluster.connect import ConnectError, check_address
+    from orchestrator.session import Place
+
+    try:
+        check_address(address)
+    except ConnectError as error:
+        raise InputError(str(error), key="--address") from None
+    joined = address != "local"
+    if executor == "inline" and (joined or autoscale):
+        raise InputError(
+            "--executor inline runs in this process; leave out --address and --autoscale",
+            key="--executor",
+            value=executor,
+        )
+    if joined and cpus is not None:
+        raise InputError(
+            "a cluster that runs has the cores it has; --cpus is for a local run only",
+            key="--cpus",
+            value=cpus,
+        )
+    if autoscale and not joined:
+        raise InputError(
+            "a local run has no nodes to ask for; give --address too", key="--autoscale"
+        )
+    return Place(executor=executor, address=address, cpus=cpus, autoscale=autoscale)
 
 
 def _decode_images(session: Session) -> None:

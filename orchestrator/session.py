@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.estimates import Estimator
 from orchestrator.plan import KINDS, Plan, build_plan
@@ -161,11 +165,29 @@ class RunResult:
     tracking: list[str]
 
 
-def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> RunResult:
+@dataclass(frozen=True)
+class Place:
+    """Where a run runs; nothing here can change a number.
+
+    Attributes:
+        executor, address, runtime_env, autoscale, cpus: as of the schedule's options.
+    """
+
+    executor: Literal["ray", "inline"] = "ray"
+    address: str = "local"
+    runtime_env: dict[str, Any] | None = None
+    autoscale: bool = False
+    cpus: int | None = None
+
+
+def run(session: Session, place: Place = Place()) -> RunResult:
     """Run what is missing of a study, and mirror it.
 
+    A first Ctrl-C, or SIGTERM, drains: running stages go on to the end of their epoch, and none
+    starts. A second one stops at once.
+
     Raises:
-        InputError: a stage asks for more than the machine has.
+        InputError: a stage asks for more than the cluster has, or there is no such cluster.
         KeyboardInterrupt: stopped by the user; everything finished is kept.
     """
     from cluster.resources import visible_cpus
@@ -186,14 +208,19 @@ def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> 
         home=home,
         device=study.resources.device,
         threads=study.train.threads,
-        executor="inline" if executor == "inline" else "ray",
-        cpus=cpus,
+        executor=place.executor,
+        address=place.address,
+        runtime_env=place.runtime_env,
+        autoscale=place.autoscale,
+        cpus=place.cpus,
+        faults=study.faults,
+        checkpoint=study.checkpoint,
     )
-    slots = max(1, (cpus or visible_cpus()) // study.train.threads)
+    slots = max(1, (place.cpus or visible_cpus()) // study.train.threads)
     progress = Progress(plan, store, session.estimator, slots=slots)
     try:
         if todo:
-            with progress:
+            with progress, stopped_gently(options.drain):
                 execute(plan, options, [progress, mirror])
         mirror.complete()
     except BaseException:
@@ -205,6 +232,26 @@ def run(session: Session, *, executor: str = "ray", cpus: int | None = None) -> 
     failed = sum(1 for trial in plan.trials if not store.is_done(trial.id))
     ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))
     return RunResult(failed, ran, sharing(plan, store), lines)
+
+
+@contextmanager
+def stopped_gently(drain: threading.Event) -> Iterator[None]:
+    """Have the first SIGINT or SIGTERM set ``drain``, and the second interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if drain.is_set():
+            raise KeyboardInterrupt
+        drain.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fetch_weights(plan: Plan, todo: set[str]) -> None:

@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_fetched_are_refused_before_anything_runs(tmp_pat
         home=tmp_path,
     )
     with pytest.raises(InputError, match=r"test_efficientnet.* cannot be fetched") as caught:
-        run(session, executor="inline")
+        run(session, Place(executor="inline"))
     assert caught.value.key == "pairs.pretrained"
     assert not (tmp_path / "studies").exists()
     assert not (tmp_path / "store").exists()
