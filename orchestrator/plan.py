@@ -774,6 +774,7 @@ class _Cell:
                 "gallery_head": self.built.teacher.head,
                 "gallery_precision": self.planner.recipes["gallery"].precision,
                 "all_params": self.built.params,
+                "live": method.schedule is Schedule.FROZEN and "recording" not in inputs,
             }
 
         images = (self._passes("query"), self.data.sizes["query"])
