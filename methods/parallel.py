@@ -54,7 +54,7 @@ _PROBE_TOLERANCE = 1e-6
 """Largest difference of outputs in float64, relative to their size, that is rounding."""
 
 
-class Disconnected(RuntimeError):
+class Disconnected(ConnectionError):
     """The other ranks cannot be reached: one has failed, and it is that one that knows why."""
 
 
@@ -568,6 +568,11 @@ def listen(host: str, size: int) -> TCPStore:
         timeout=TIMEOUT,
         master_listen_fd=listener.detach(),
     )
+
+
+def arrived(store: Store, size: int) -> bool:
+    """Whether all other ranks have come to the meeting point, so that none waits in vain."""
+    return bool(store.check([f"device/{rank}" for rank in range(1, size)]))
 
 
 def reach(address: str, size: int) -> TCPStore:

@@ -421,7 +421,8 @@ class _Runner:
         checkpoints = self.checkpoints()
         images = seconds = 0.0
         found = checkpoints.load() if self.leads else None
-        tensors = self.group.broadcast(found[1] if found else None)
+        given = {**found[1], "epoch": torch.tensor(found[0])} if found else None
+        tensors = self.group.broadcast(given)
         if tensors is not None:
             trainer.load(tensors, int(tensors["epoch"]))
         if found is not None:
@@ -443,8 +444,7 @@ class _Runner:
                     "images": images,
                     "training_seconds": seconds,
                 }
-                tensors = {**trainer.tensors(), "epoch": torch.tensor(trainer.epoch)}
-                checkpoints.save(trainer.epoch, tensors, notes)
+                checkpoints.save(trainer.epoch, trainer.tensors(), notes)
             self._report_epoch(report, epochs)  # after the checkpoint: what is told is kept
         if self.leads:
             write_json(self.folder / "history.json", self.history)
