@@ -2,13 +2,15 @@
 
 import json
 import sqlite3
+import threading
 
 import numpy as np
 import pytest
 
 from orchestrator.mirror import STAGES_EXPERIMENT, Mirror, trial_metrics
 from orchestrator.store import open_store
-from orchestrator.tracking import MlflowTracker, NoTracker
+from orchestrator.tracking import MlflowTracker, NoTracker, RunRecord
+from tests.orchestrator.synthetic import synthetic_plan
 
 pytestmark = pytest.mark.mlflow
 
@@ -144,7 +146,7 @@ def test_no_tracker_accepts_everything(lab):
     assert not (lab.home / "mlflow.db").exists()
 
 
-class _Recorder(NoTracker):
+class _Recorder:
     """Keeps the calls that a tracker would get."""
 
     def __init__(self) -> None:
@@ -156,33 +158,174 @@ class _Recorder(NoTracker):
     def open(self, record):
         self.calls.append(("open", record.key))
 
-    def finish(self, key, status, metrics=None, tags=None, artifacts=()):
+    def metrics(self, key, step, values):
+        self.calls.append(("epoch", key, step))
+
+    def finish(self, key, status, metrics=None, tags=None, artifacts=(), epochs=()):
         self.calls.append((status, key))
 
+    def flush(self, timeout):
+        return True
 
-def test_interrupted_run_ends_its_open_runs_as_killed_and_opens_them_again(lab):
-    plan = lab.plan()
-    tracker = _Recorder()
-    mirror = mirror_of(lab, plan, tracker)
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A mirror of four trials, two to a gallery, that records its calls."""
+    plan, tracker = synthetic_plan(4, share=2), _Recorder()
+    store = open_store(tmp_path)
+    return Mirror(plan, store, tracker, tmp_path, "benchmark"), plan, tracker
+
+
+@pytest.fixture
+def recorded_lab(lab):
+    plan, tracker = lab.plan(), _Recorder()
+    return mirror_of(lab, plan, tracker), plan, tracker
+
+
+FAILURE = {"kind": "diverged", "reason": "nan", "detail": "", "attempt": 1}
+
+
+@pytest.mark.parametrize("stop", [Mirror.interrupted, lambda m: m.run_ended("interrupted")])
+def test_interrupted_run_ends_its_open_runs_as_killed_and_opens_them_again(recorded_lab, stop):
+    mirror, plan, tracker = recorded_lab
     (gallery,) = plan.of_kind("gallery")
     (trial,) = plan.trials
     mirror.stage_started(gallery)
     mirror.stage_started(plan.stages[trial.stages["query"]])
-    mirror.interrupted()
+    mirror.run_draining()
+    stop(mirror)
+    mirror.interrupted()  # again: nothing is open
     mirror.stage_started(gallery)
     killed = sorted(("KILLED", key) for key in (gallery.id, trial.id))
     opened = [("open", gallery.id), ("open", trial.id)]
     assert tracker.calls == [*opened, *killed, ("open", gallery.id)]
 
 
-def test_failed_stage_ends_its_trials_with_the_reason(lab):
-    plan = lab.plan()
-    tracker = _Recorder()
-    mirror = mirror_of(lab, plan, tracker)
+def test_failed_stage_ends_its_trials_with_the_reason(recorded_lab):
+    mirror, plan, tracker = recorded_lab
     (gallery,) = plan.of_kind("gallery")
-    mirror.stage_failed(gallery, {"kind": "diverged", "reason": "nan", "detail": ""})
+    mirror.stage_failed(gallery, FAILURE)
     (trial,) = plan.trials
     assert [c for c in tracker.calls if c[0] == "FAILED"] == [
         ("FAILED", gallery.id),
         ("FAILED", trial.id),
     ]
+
+
+def test_a_retried_stage_keeps_its_runs_open_until_it_fails_for_good(recorded_lab):
+    mirror, plan, tracker = recorded_lab
+    (trial,) = plan.trials
+    query = plan.stages[trial.stages["query"]]
+    epoch = {"event": "epoch", "epoch": 1, "epochs": 2, "metrics": {}}
+    for _ in range(2):
+        mirror.stage_started(query)
+        mirror.stage_progressed(query, epoch)
+        mirror.stage_retried(query, FAILURE, 1.0)
+    assert tracker.calls == [("open", trial.id), *[("epoch", trial.id, 0)] * 2]
+    mirror.stage_failed(query, FAILURE)
+    assert tracker.calls[3:] == [("FAILED", trial.id)]
+
+
+def test_what_waits_for_another_try_when_the_run_stops_is_killed_not_failed(recorded_lab):
+    mirror, plan, tracker = recorded_lab
+    (trial,) = plan.trials
+    query = plan.stages[trial.stages["query"]]
+    mirror.stage_started(query)
+    mirror.stage_retried(query, FAILURE, 60.0)
+    mirror.run_ended("error")
+    assert tracker.calls == [("open", trial.id), ("KILLED", trial.id)]
+
+
+def test_a_run_that_ends_by_itself_kills_nothing(recorded_lab):
+    mirror, plan, tracker = recorded_lab
+    mirror.stage_started(next(iter(plan.of_kind("gallery"))))
+    mirror.run_ended("failed")
+    mirror.run_ended("done")
+    assert [call[0] for call in tracker.calls] == ["open"]
+
+
+def test_a_credential_in_a_reason_is_not_sent(recorded_lab, monkeypatch):
+    mirror, plan, tracker = recorded_lab
+    sent: dict = {}
+    monkeypatch.setattr(tracker, "finish", lambda key, status, m, tags, a: sent.update(tags))
+    reason = "no answer from http://u:pw@h/"
+    mirror.stage_failed(next(iter(plan.of_kind("gallery"))), {**FAILURE, "reason": reason})
+    assert sent == {"failure": "diverged: no answer from http://***@h/"}
+
+
+class _NoWalk(list):
+    def __iter__(self):
+        raise AssertionError("went through all trials at an event")
+
+
+def test_an_event_concerns_the_runs_of_its_stage_only(recorded, monkeypatch):
+    mirror, plan, tracker = recorded
+    monkeypatch.setattr(Mirror, "_trial_record", lambda self, trial: RunRecord(trial.id, "e", "n"))
+    trials = list(plan.trials)
+    plan.trials = _NoWalk(trials)
+    mirror.stage_failed(plan.stages[trials[2].stages["gallery"]], FAILURE)
+    failed = [key for status, key in tracker.calls if status == "FAILED"]
+    assert failed == [trials[2].stages["gallery"], trials[2].id, trials[3].id]
+    tracker.calls.clear()
+    mirror.stage_started(plan.stages[trials[0].stages["query"]])
+    mirror.stage_started(plan.stages[trials[0].id])  # metrics: the run is open
+    assert tracker.calls == [("open", trials[0].id)]
+
+
+def test_an_epoch_of_an_open_run_makes_no_record(recorded, monkeypatch):
+    mirror, plan, _ = recorded
+    made: list[str] = []
+
+    def make(self, stage):
+        made.append(stage.id)
+        return RunRecord(stage.id, "e", "n")
+
+    monkeypatch.setattr(Mirror, "_stage_record", make)
+    gallery = next(iter(plan.of_kind("gallery")))
+    for epoch in (1, 2, 3):
+        note = {"event": "epoch", "epoch": epoch, "epochs": 3, "metrics": {}}
+        mirror.stage_progressed(gallery, note)
+    assert made == [gallery.id]
+
+
+def test_the_driver_does_not_wait_for_what_a_finished_trial_takes_to_send(recorded, monkeypatch):
+    mirror, plan, _ = recorded
+    go_on, sent = threading.Event(), []
+
+    def slow(self, trial):
+        assert go_on.wait(30)
+        sent.append(trial.id)
+
+    monkeypatch.setattr(Mirror, "_finish_trial", slow)
+    mirror.stage_finished(plan.stages[plan.trials[0].id])  # returns, although nothing is sent
+    assert sent == []
+    go_on.set()
+    mirror.complete()
+    assert sent == [plan.trials[0].id]
+
+
+def test_what_could_not_be_sent_on_the_way_is_sent_at_the_end(lab, monkeypatch):
+    plan, tracker = lab.plan(train={"epochs": 1}), _Recorder()
+    mirror = mirror_of(lab, plan, tracker)
+    original, broken = Mirror._finish_trial, [True]
+
+    def once_broken(self, trial):
+        if broken:
+            broken.clear()
+            raise OSError("no space left")
+        original(self, trial)
+
+    monkeypatch.setattr(Mirror, "_finish_trial", once_broken)
+    lab.run(mirror, train={"epochs": 1})
+    mirror.complete()
+    assert not broken
+    assert ("FINISHED", plan.trials[0].id) in tracker.calls
+
+
+def test_without_a_tracker_no_picture_is_drawn(lab, monkeypatch):
+    monkeypatch.setattr("orchestrator.mirror.pr_curve_png", lambda *a: pytest.fail("drew"))
+    plan = lab.plan(train={"epochs": 1})
+    mirror = mirror_of(lab, plan, NoTracker())
+    lab.run(mirror, train={"epochs": 1})
+    mirror.complete()
+    assert not (lab.home / "studies" / "small" / "trials").exists()
