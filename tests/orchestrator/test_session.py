@@ -90,7 +90,7 @@ def test_a_damaged_note_of_a_study_is_an_unknown_study(tmp_path, note):
 
 def test_weights_that_cannot_be_fetched_are_refused_before_anything_runs(tmp_path, monkeypatch):
     import methods.networks
-    from orchestrator.session import run
+    from orchestrator.session import Place, run
 
     def offline(backbone):
         raise InputError(f"the weights of {backbone!r} cannot be fetched", key="pretrained")
