@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +26,13 @@ from cluster.resources import (
     Request,
     ResourceError,
     check_feasible,
-    default_request,
     visible_cpus,
 )
 from orchestrator import faults
 from orchestrator.board import Board, needed_stages
 from orchestrator.errors import Drained, StoreCorrupt
 from orchestrator.estimates import Estimator
+from orchestrator.footprint import requests_for
 from orchestrator.listener import Listener
 from orchestrator.plan import Plan, Stage
 from orchestrator.stages import Work, run_stage
@@ -199,8 +199,7 @@ class Dispatch:
         """
         self.update_nodes(nodes)
         capacity = Capacity(tuple(self.nodes.values()))
-        for stage_id in self.board.needed:
-            self.requests[stage_id] = self._request(self.board.plan.stages[stage_id], capacity)
+        self._ask(self.board.needed)
         if not self.options.autoscale:
             asked = {
                 (self.board.plan.stages[i].kind, request) for i, request in self.requests.items()
@@ -212,16 +211,14 @@ class Dispatch:
         names = {request: str(request) for request in set(self.requests.values())}
         self.board.regroup(lambda stage_id: _name(self.requests[stage_id], names))
 
-    def _request(self, stage: Stage, capacity: Capacity) -> Request:
-        gpus = capacity.gpus if self.options.device != "cpu" else 0.0
-        request = default_request(stage.kind, threads=self.options.threads, gpus=gpus)
-        if stage.request is not None:
-            return stage.request.over(request)
-        most = max((node.cpus for node in capacity.nodes), default=request.cpus)
-        if request.cpus > most and not self.options.autoscale:
-            # More threads than cores is slow but right: threads belong to a trial's identity.
-            request = replace(request, cpus=most)
-        return request
+    def _ask(self, stage_ids: Iterable[str]) -> None:
+        """Work out what stages ask for on the nodes that there are."""
+        self.requests |= requests_for(
+            (self.board.plan.stages[stage_id] for stage_id in stage_ids),
+            Capacity(tuple(self.nodes.values())),
+            device=self.options.device,
+            cut=not self.options.autoscale,
+        )
 
     def update_nodes(self, nodes: Mapping[str, Node]) -> None:
         """Note which nodes are alive."""
@@ -507,10 +504,7 @@ class Dispatch:
         return True
 
     def _settle_again(self, damaged: str) -> None:
-        capacity = Capacity(tuple(self.nodes.values()))
-        for stage in self.board.plan.stages.values():
-            if stage.id not in self.requests:
-                self.requests[stage.id] = self._request(stage, capacity)
+        self._ask(self.board.plan.stages.keys() - self.requests.keys())
 
 
 def _name(request: Request, names: dict[Request, str]) -> str:
