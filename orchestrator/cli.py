@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from orchestrator import data_commands, efficiency_commands, measure_commands
+from orchestrator import (
+    cluster_commands,
+    data_commands,
+    efficiency_commands,
+    measure_commands,
+)
 from orchestrator.command_line import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -362,6 +367,7 @@ cli.add_command(measure_commands.compare)
 cli.add_command(efficiency_commands.efficiency)
 cli.add_command(data_commands.prepare)
 cli.add_command(data_commands.describe)
+cli.add_command(cluster_commands.cluster)
 
 
 def main() -> None:
