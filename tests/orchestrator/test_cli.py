@@ -444,7 +444,7 @@ def test_a_study_runs_once_and_is_found_by_path_name_and_settings(asymbench, hom
 def test_a_run_in_which_a_trial_fails_names_it_and_exits_1(asymbench, monkeypatch):
     from orchestrator import scheduling
 
-    def fail(work, report):
+    def fail(work, report, wait):
         raise FloatingPointError("the loss was eaten")
 
     monkeypatch.setattr(scheduling, "run_stage", fail)
