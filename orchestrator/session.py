@@ -202,7 +202,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     remember(session)
     tracker: Tracker = NoTracker()
     if study.tracking.enabled:
-        tracker = MlflowTracker(study.tracking.uri, None, home)
+        tracker = MlflowTracker(study.tracking.uri, None, home, roots=[store.root])
     mirror = Mirror(plan, store, tracker, home, study.kind)
     options = Options(
         home=home,

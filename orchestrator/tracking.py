@@ -5,6 +5,12 @@ a trial. Callers enqueue; one thread owns the MLflow client and sends batches. A
 tracker cannot take stays pending, is tried again with growing pauses, and what is still pending
 when the study ends is named in the report of `close`.
 
+A metric point is one row however often it is sent, and by however many drivers: MLflow's
+databases know a row by run, name, step, value and time, and the time of a point is not the clock
+but follows from the run's start and the step. So a request whose answer was lost, or one that a
+killed driver left on its way, changes nothing when it is repeated. Of two runs of one key, which
+drivers that start at the same moment can make, one is kept by a rule that all drivers share.
+
 Deleting ``home/tracking`` forgets what was mirrored: the next invocation compares every run
 with MLflow again and sends what is missing.
 """
@@ -14,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import math
@@ -29,12 +36,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
-from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from orchestrator.redaction import redact
+from orchestrator.tracking_uri import default_uri, is_server, sqlite_path, sqlite_uri
+
 __all__ = [
     "KEY_TAG",
+    "MIRRORED_TAG",
     "SUPERSEDED_TAG",
     "MlflowTracker",
     "NoTracker",
@@ -44,15 +54,16 @@ __all__ = [
     "TrackingReport",
     "default_uri",
     "mirror_digest",
-    "redact",
 ]
 
 KEY_TAG = "asymbench.key"
 SUPERSEDED_TAG = "superseded_by"
+MIRRORED_TAG = "asymbench.mirrored"
+"""Holds the `mirror_digest` of a run that is complete; set last."""
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 Artifact: TypeAlias = tuple[str | Path, str]
-"""A local file or folder, and the folder among the run's artifacts it goes to ("" is the root)."""
+"""A local file, and the folder among the run's artifacts it goes to ("" is the root)."""
 
 _DRAIN_S = 2.0
 _BATCH = 1000  # MLflow refuses more metrics in one request
@@ -61,10 +72,13 @@ _MAX_PARAM = 6000
 _MAX_TAG = 8000
 _MAX_NAME = 250
 _MAX_BUFFERED = 1_000_000  # points kept while the tracker is away, about 200 MB
+_MAX_WAITING = 2000  # runs kept while the tracker is away, about 50 MB; the store has the others
 _TRIP = 3  # failures in a row after which the tracker counts as away
 _MAX_PAUSE_S = 60.0
 _CLOSING_PAUSES_S = (0.2, 0.5, 1.0)
 _LOCK_TIMEOUT_S = 60.0
+_POLL_S = 0.05
+_RESTARTS = 3  # how often in a row a run may be found deleted
 
 _log = logging.getLogger(__name__)
 
@@ -149,11 +163,15 @@ class Tracker(Protocol):
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         artifacts: Sequence[Artifact] = (),
+        histories: Sequence[Path] = (),
     ) -> None:
-        """End an open run, with its final metrics, tags and files."""
+        """End an open run, with its final metrics, tags, files and epochs."""
 
     def is_mirrored(self, key: str, digest: str) -> bool:
         """Whether the run was already mirrored completely with this `mirror_digest`."""
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what was handed over is sent or cannot be now; return whether it is sent."""
 
     def close(self, timeout: float) -> TrackingReport:
         """Send what is pending, for at most ``timeout`` seconds, and say what was done."""
@@ -175,11 +193,16 @@ class NoTracker:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         artifacts: Sequence[Artifact] = (),
+        histories: Sequence[Path] = (),
     ) -> None:
         """Do nothing."""
 
     def is_mirrored(self, key: str, digest: str) -> bool:
         """Return True: there is no mirror to bring up to date."""
+        return True
+
+    def flush(self, timeout: float) -> bool:
+        """Return True: nothing waits."""
         return True
 
     def close(self, timeout: float = 0.0) -> TrackingReport:
@@ -188,24 +211,6 @@ class NoTracker:
 
 
 # -- pure parts ------------------------------------------------------------------------------
-
-
-def default_uri(home: str | Path) -> str:
-    """Return the URI of the embedded tracker: a SQLite file in ``home``."""
-    return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
-
-
-# A password may hold "/" (SQLAlchemy accepts it) and "@" (so does every HTTP client).
-_USERINFO = re.compile(r"(?<=://)[^:/@\s]*(?::[^@\s]*)?@(?:[^/@\s]*@)*")
-_SECRET_QUERY = re.compile(
-    r"([?&;][\w.\-]*(?:password|passwd|pwd|token|secret|key|sig|credential)[\w.\-]*=)[^&;#\s'\"]*",
-    re.IGNORECASE,
-)
-
-
-def redact(text: str) -> str:
-    """Return ``text`` (a URI, or a message with URIs in it) without user names and secrets."""
-    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def mirror_digest(
@@ -281,12 +286,6 @@ def _folder_name(experiment: str) -> str:
     return f"{slug or 'experiment'}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, None for any other tracker."""
-    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(match.group(1)) if match and match.group(1) != ":memory:" else None
-
-
 # -- what the thread works on ----------------------------------------------------------------
 
 
@@ -298,7 +297,9 @@ class _Finish:
     metrics: dict[str, Any]
     tags: dict[str, str]
     artifacts: list[Artifact]
+    histories: list[Path]
     time_ms: int
+    read: bool = False
     logged: bool = False
     sent_artifacts: int = 0
 
@@ -310,11 +311,17 @@ class _Run:
     record: RunRecord
     opened_ms: int
     run_id: str | None = None
+    start_ms: int = 0  # of the run in MLflow: the same for every driver
     described: bool = False
     known_params: dict[str, str] = field(default_factory=dict)
-    seen: dict[tuple[str, int], float] = field(default_factory=dict)
-    last_ms: int = 0
-    points: deque[tuple[str, float, int, int]] = field(default_factory=deque)
+    known_tags: dict[str, str] = field(default_factory=dict)
+    status: str = ""
+    # (metric, step) -> the value that MLflow shows there, and its time
+    seen: dict[tuple[str, int], tuple[float, int]] = field(default_factory=dict)
+    read_back: bool = False  # whether ``seen`` holds what the run had before
+    doubtful: set[str] = field(default_factory=set)  # metrics of a request without an answer
+    points: deque[tuple[str, float, int]] = field(default_factory=deque)
+    dropped: bool = False  # live points that found the buffer full
     finish: _Finish | None = None
     failures: list[str] = field(default_factory=list)
     error: str | None = None  # why the last attempt did not get through; None after a success
@@ -328,9 +335,13 @@ class _Run:
 
 
 _Open: TypeAlias = tuple[Literal["open"], str, RunRecord, int]
-_Metrics: TypeAlias = tuple[Literal["metrics"], str, int, dict[str, Any], int]
+_Metrics: TypeAlias = tuple[Literal["metrics"], str, int, dict[str, Any]]
 _End: TypeAlias = tuple[Literal["finish"], str, _Finish]
 _Lost: TypeAlias = tuple[Literal["lost"], str]
+
+
+class _RunGoneError(Exception):
+    """The run was deleted, by a user or by another driver that keeps an older one."""
 
 
 class MlflowTracker:
@@ -344,6 +355,9 @@ class MlflowTracker:
         uri: str | None,
         artifact_root: str | None,
         home: str | Path,
+        *,
+        roots: Sequence[str | Path] = (),
+        verify: bool = False,
     ) -> None:
         """Remember where to write; touches neither disk nor network.
 
@@ -352,16 +366,22 @@ class MlflowTracker:
             artifact_root: folder or URI under which new experiments keep their files; None is
                 ``home/artifacts``, or the server's own choice when ``uri`` is a server.
             home: folder of the database, the artifacts and the marks of what was mirrored.
+            roots: folders beside ``home`` that files may be sent from: the store, if it is not
+                in ``home``. A file that lies elsewhere is not sent.
+            verify: ask MLflow about every run, whatever the marks of earlier runs say.
         """
         self._home = Path(home).absolute()
+        self._roots = tuple(Path(root).resolve() for root in (self._home, *roots))
+        self._verify = verify
         self._uri = uri or default_uri(self._home)
-        self._database = _sqlite_path(self._uri)
+        self._database = sqlite_path(self._uri)
         if self._database is not None and not self._database.is_absolute():
             self._database = self._database.absolute()
-            self._uri = f"sqlite:///{self._database}"
+            self._uri = sqlite_uri(self._database)
         self._artifact_root = artifact_root
         # Without credentials, so that a new password neither hides the marks nor leaves a hash.
-        place = hashlib.sha256(_USERINFO.sub("", self._uri).encode()).hexdigest()[:16]
+        address = redact(self._uri, {}).replace("***@", "")
+        place = hashlib.sha256(address.encode()).hexdigest()[:16]
         self._marks = self._home / "tracking" / place
 
         self._inbox: deque[_Open | _Metrics | _End | _Lost] = deque()
@@ -377,6 +397,8 @@ class MlflowTracker:
 
         self._mlflow: Any = None
         self._client: Any = None
+        self._file_lock: FileLock | None = None
+        self._file_id: tuple[int, int] | None = None  # of the database that is open
         self._experiments: dict[str, str] = {}
         self._failures: dict[str, TrackingFailure] = {}
         self._notes: dict[str, None] = {}  # ordered, each once
@@ -405,15 +427,15 @@ class MlflowTracker:
     def metrics(self, key: str, step: int, values: Mapping[str, float]) -> None:
         """Add the values of one step (a 0-based epoch) to an open run."""
         if self._buffered + len(values) > _MAX_BUFFERED:
-            # The tracker has been away for long. The store has these points; the run is
-            # reported incomplete, and the next invocation sends them.
+            # The tracker has been away for long. Once the stage is finished, the store has these
+            # points; a run that fails before is reported incomplete.
             if key not in self._lost:
                 self._lost.add(key)
                 self._put(("lost", key))
             return
         with self._lock:
             self._buffered += len(values)
-        self._put(("metrics", key, step, dict(values), _now_ms()))
+        self._put(("metrics", key, step, dict(values)))
 
     def finish(
         self,
@@ -422,20 +444,62 @@ class MlflowTracker:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         artifacts: Sequence[Artifact] = (),
+        histories: Sequence[Path] = (),
     ) -> None:
-        """End an open run, with its final metrics, tags and files.
+        """End an open run, with its final metrics, tags, files and epochs.
 
-        Final metrics get the last step given to `metrics`, or 0. The files are read later, by
-        the thread, so they must stay where they are.
+        Final metrics get the last step of the run, or 0. The files are read later, by the thread,
+        so they must stay where they are.
+
+        Args:
+            key: the run.
+            status: how it ended.
+            metrics: final values.
+            tags: facts known at the end.
+            artifacts: files to copy.
+            histories: JSON files with all epochs of the run, ``[{"epoch": 0, name: value}, ...]``;
+                what `metrics` handed over before and was not sent yet is then left out.
         """
-        end = _Finish(status, dict(metrics or {}), dict(tags or {}), list(artifacts), _now_ms())
+        end = _Finish(
+            status,
+            dict(metrics or {}),
+            dict(tags or {}),
+            list(artifacts),
+            list(histories),
+            _now_ms(),
+        )
         self._put(("finish", key, end))
 
     def is_mirrored(self, key: str, digest: str) -> bool:
         """Whether the run was mirrored completely with this `mirror_digest`; reads one file."""
-        if self._database is not None and not self._database.exists():
-            return False  # the user removed the database; the marks are of the old one
+        if self._verify or (self._database is not None and not self._database.exists()):
+            return False  # a removed database takes what the marks speak of with it
         return any(mark.get("digest") == digest for mark in self._read_marks(key).values())
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what was handed over is sent, or was tried in vain.
+
+        Whoever sends much waits in between, so that it need not all be in memory.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether everything is sent.
+        """
+        deadline = time.monotonic() + timeout
+        self._wake.set()
+        while True:
+            with self._lock:
+                waiting = [run for run in self._runs.values() if run.pending]
+                idle = not self._inbox
+                tried = idle and all(run.error for run in waiting)
+            if self._thread is None or (idle and not waiting):
+                return idle
+            now = time.monotonic()
+            if tried or now < self._away_until or now >= deadline:
+                return False
+            time.sleep(_POLL_S)
 
     def close(self, timeout: float) -> TrackingReport:
         """Send what is pending, for at most ``timeout`` seconds, and say what was done.
@@ -498,6 +562,7 @@ class MlflowTracker:
         """Drain every two seconds until closed, then drain until done or hopeless."""
         while not self._closing:
             self._wake.wait(_DRAIN_S)
+            self._wake.clear()
             self._drain()
         for pause in (*_CLOSING_PAUSES_S, None):
             self._drain(last=True)
@@ -549,9 +614,9 @@ class MlflowTracker:
                     elif item[0] == "metrics":
                         self._add_points(run, *item[2:])
                     elif item[0] == "finish":
-                        run.finish = item[2]
+                        self._take_end(run, item[2])
                     else:
-                        raise BufferError("points dropped: too many wait while MLflow is away")
+                        run.dropped = True
                 except Exception as exc:  # a wrong call must not end the thread
                     if run is not None:
                         run.failures.append(self._reason(exc))
@@ -559,14 +624,32 @@ class MlflowTracker:
                         failure = TrackingFailure(key, "", self._reason(exc))
                         self._failures.setdefault(key, failure)
 
-    def _add_points(self, run: _Run, step: int, values: dict[str, Any], time_ms: int) -> None:
+    def _take_end(self, run: _Run, end: _Finish) -> None:
+        run.finish = end
+        self._lost.discard(run.record.key)
+        if end.histories:  # they hold every point; what was not sent live need not be kept
+            self._buffered -= len(run.points)
+            run.points.clear()
+        elif run.dropped:
+            run.failures.append("points dropped: too many waited while MLflow was away")
+        run.dropped = False
+        stored = bool(end.histories) or end.status == "FINISHED"
+        if stored and self._trips and len(self._runs) > _MAX_WAITING:
+            reason = run.error or "not sent while MLflow was away; the store has it"
+            self._buffered -= len(run.points)
+            self._runs.pop(run.record.key)
+            self._failures[run.record.key] = TrackingFailure(
+                run.record.key, run.record.name, reason
+            )
+
+    def _add_points(self, run: _Run, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             number = _number(value)
             if number is None:
                 self._counts["skipped_values"] += 1
             else:
                 self._buffered += 1
-                run.points.append((_valid_name(name), number, time_ms, int(step)))
+                run.points.append((_valid_name(name), number, int(step)))
 
     def _postpone(self, run: _Run, exc: Exception) -> None:
         """Keep the reason, and wait longer after each failure of a run and of the tracker."""
@@ -597,24 +680,13 @@ class MlflowTracker:
             run.error = run.error or (reasons[-1] if reasons else None)
 
     def _reason(self, exc: Exception) -> str:
-        text = " ".join(f"{type(exc).__name__}: {exc}".split())
-        text = redact(self._hide(text))
-        secrets = [
-            os.environ.get("MLFLOW_TRACKING_PASSWORD"),
-            os.environ.get("MLFLOW_TRACKING_TOKEN"),
-        ]
-        with contextlib.suppress(ValueError):  # a URI that urllib does not understand
-            secrets.append(urlsplit(self._uri).password)
-        for secret in secrets:
-            for spelling in {secret or "", unquote(secret or "")}:
-                if len(spelling) >= 3:
-                    text = text.replace(spelling, "***")
+        text = self._hide(" ".join(f"{type(exc).__name__}: {exc}".split()))
         # What was asked stands at the beginning, the cause at the end.
         return text if len(text) <= 300 else f"{text[:120]} … {text[-177:]}"
 
     def _hide(self, text: str) -> str:
-        """Return ``text`` without the credentials of the tracker's own URI."""
-        return text.replace(self._uri, redact(self._uri))
+        """Return ``text`` without credentials: the environment's and those of any URI."""
+        return redact(text.replace(self._uri, redact(self._uri)))
 
     # -- one run -----------------------------------------------------------------------------
 
@@ -628,26 +700,88 @@ class MlflowTracker:
             self._count("unchanged", 1)
             self._settle(run)
             return
+        for _ in range(_RESTARTS):
+            try:
+                self._send(run)
+                return
+            except _RunGoneError:
+                self._start_over(run)
+        raise ConnectionAbortedError(f"run {run.record.name} is deleted again and again")
+
+    def _send(self, run: _Run) -> None:
+        """Send what waits for one run that MLflow has, or gets now.
+
+        Raises:
+            _RunGoneError: somebody deleted the run.
+            Exception: the tracker cannot be reached.
+        """
         try:
+            self._connect()
             if run.run_id is None:
                 self._find_or_create(run)
+            if run.finish is not None and self._is_complete(run, run.finish):
+                self._write_mark(run.record, self._mark(run, run.finish))
+                self._count("unchanged", 1)
+                self._settle(run)
+                return
+            if not run.read_back:
+                self._reopen(run)
             if not run.described:
                 self._describe(run)
         except Exception as exc:
-            if not self._is_final(exc):
+            # An experiment or run that somebody deleted meanwhile is looked for again first.
+            self._experiments.pop(run.record.experiment, None)
+            final = self._is_final(exc)
+            if final:
+                self._check_alive(run)
+            if not final or run.attempts < _RESTARTS - 1:
                 raise
             with self._lock:
                 run.failures.append(self._reason(exc))
             self._settle(run)
             return
+        if run.finish is not None and not run.finish.read:
+            self._read_histories(run, run.finish)
         self._send_points(run)
         if run.finish is not None:
             self._send_end(run, run.finish)
+
+    def _start_over(self, run: _Run) -> None:
+        """Forget a run that is gone, and hand everything that it had to the next one."""
+        self._experiments.pop(run.record.experiment, None)
+        with self._lock:
+            again = [(name, value, step) for (name, step), (value, _) in run.seen.items()]
+            run.points.extendleft(reversed(again))
+            self._buffered += len(again)
+            run.run_id, run.described, run.read_back = None, False, False
+            run.seen, run.known_params, run.known_tags = {}, {}, {}
+            run.doubtful.clear()
+            if run.finish is not None:
+                run.finish.logged, run.finish.sent_artifacts = False, 0
+
+    def _check_alive(self, run: _Run) -> None:
+        """Raise _RunGoneError if the run was deleted; anything else is left to the caller."""
+        if run.run_id is None or self._client is None:
+            return
+        try:
+            gone = self._client.get_run(run.run_id).info.lifecycle_stage == "deleted"
+        except Exception as exc:
+            gone = getattr(exc, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+        if gone:
+            raise _RunGoneError
 
     def _unchanged(self, run: _Run, end: _Finish) -> bool:
         digest = self._digest(run, end)
         mark = self._read_marks(run.record.key).get(run.record.experiment, {})
         return mark.get("digest") == digest and self.is_mirrored(run.record.key, digest)
+
+    def _is_complete(self, run: _Run, end: _Finish) -> bool:
+        """Whether MLflow already shows this very end."""
+        complete = run.known_tags.get(MIRRORED_TAG) == self._digest(run, end)
+        return complete and run.status == end.status and not run.points
+
+    def _mark(self, run: _Run, end: _Finish) -> dict[str, str]:
+        return {"run_id": run.run_id or "", "digest": self._digest(run, end)}
 
     @staticmethod
     def _digest(run: _Run, end: _Finish) -> str:
@@ -656,64 +790,123 @@ class MlflowTracker:
         )
 
     def _find_or_create(self, run: _Run) -> None:
-        """Continue the run that has this key in this experiment, or create it."""
-        client = self._connect()
+        """Take the run that has this key in this experiment, or create it."""
         record = run.record
         experiment_id = self._experiment(record.experiment)
-        # From here on MLflow no longer shows what the mark says.
+        # From here on MLflow may no longer show what the mark says.
         self._write_mark(record, None)
         with self._exclusive():
-            quoted = record.key.replace("'", "")
-            # KEY_TAG holds a dot, which the filter language reads only between backticks.
-            found = [
-                old
-                for old in client.search_runs(
-                    [experiment_id],
-                    f"tags.`{KEY_TAG}` = '{quoted}'",
-                    max_results=50,
-                    order_by=["attributes.start_time ASC"],
-                )
-                if SUPERSEDED_TAG not in old.data.tags
-            ]
-            if not found:
-                created = client.create_run(
+            keep = self._keep_one(record)
+            created = None
+            if keep is None:
+                created = self._client.create_run(
                     experiment_id,
                     start_time=run.opened_ms,
                     run_name=record.name,
                     # The key goes in with the run, so no crash can leave a run without it.
                     tags={**self._texts(record.tags, _MAX_TAG), KEY_TAG: record.key},
                 )
-                self._count("created", 1)
-                with self._lock:
-                    run.run_id = created.info.run_id
-                return
-        keep, *others = found
-        for other in others:
-            client.set_tag(other.info.run_id, SUPERSEDED_TAG, keep.info.run_id)
-            self._note(f"run {other.info.run_id} is superseded by {keep.info.run_id}")
-        self._reopen(run, keep)
+                # Another driver may have done the same at this moment.
+                keep = self._keep_one(record) or created
+        is_new = created is not None and keep.info.run_id == created.info.run_id
+        self._count("created", int(is_new))
+        with self._lock:
+            run.run_id, run.start_ms = keep.info.run_id, int(keep.info.start_time or 0)
+            run.known_params, run.known_tags = dict(keep.data.params), dict(keep.data.tags)
+            run.status = keep.info.status
+            run.read_back = is_new  # a new run has no points
 
-    def _reopen(self, run: _Run, old: Any) -> None:
+    def _keep_one(self, record: RunRecord) -> Any:
+        """Return the run of a key in its experiment, without any other; None if there is none.
+
+        The oldest is kept. Every driver comes to the same, however many look at once. One that a
+        user deleted is restored if there is no other.
+        """
+        quoted = record.key.replace("'", "")
+        found = sorted(
+            self._client.search_runs(
+                [self._experiment(record.experiment)],
+                # KEY_TAG holds a dot, which the filter language reads only between backticks.
+                f"tags.`{KEY_TAG}` = '{quoted}'",
+                run_view_type=self._mlflow.entities.ViewType.ALL,
+                max_results=1000,
+            ),
+            key=lambda old: (int(old.info.start_time or 0), old.info.run_id),
+        )
+        active = [old for old in found if old.info.lifecycle_stage == "active"]
+        current = [old for old in active if SUPERSEDED_TAG not in old.data.tags]
+        if current:
+            for other in active:
+                if other is not current[0]:
+                    self._retire(other, current[0])
+            return current[0]
+        deleted = [
+            old
+            for old in found
+            if old.info.lifecycle_stage == "deleted" and SUPERSEDED_TAG not in old.data.tags
+        ]
+        if not deleted:
+            return None
+        run_id = deleted[0].info.run_id
+        self._experiments.pop(record.experiment, None)
+        self._experiment(record.experiment)  # restored first, if that is what was deleted
+        try:
+            self._client.restore_run(run_id)
+        except self._mlflow.exceptions.MlflowException:
+            if self._client.get_run(run_id).info.lifecycle_stage != "active":
+                raise  # else it came back with its experiment, or another driver was faster
+        self._note(f"run {run_id} had been deleted in MLflow; restored")
+        return deleted[0]
+
+    def _retire(self, other: Any, keep: Any) -> None:
+        """Delete the second run of a key, which MLflow can restore, saying for which one."""
+        run_id = other.info.run_id
+        try:
+            if SUPERSEDED_TAG not in other.data.tags:
+                self._client.set_tag(run_id, SUPERSEDED_TAG, keep.info.run_id)
+            self._client.delete_run(run_id)
+        except self._mlflow.exceptions.MlflowException:
+            if self._client.get_run(run_id).info.lifecycle_stage == "active":
+                raise  # else another driver was faster
+        self._note(f"run {run_id} is superseded by {keep.info.run_id}")
+
+    def _reopen(self, run: _Run) -> None:
         """Read what the run has, so that nothing is logged twice, and set it running."""
         record = run.record
-        seen: dict[tuple[str, int], float] = {}
-        for name in old.data.metrics:
-            history = self._client.get_metric_history(old.info.run_id, name)
-            for metric in sorted(history, key=lambda metric: metric.timestamp):
-                seen[name, metric.step] = metric.value  # the later value is the one shown
-                run.last_ms = max(run.last_ms, metric.timestamp)
-        run.seen, run.known_params = seen, dict(old.data.params)
+        run.seen = {}
+        current = self._client.get_run(run.run_id)
+        for name in current.data.metrics:
+            self._read_metric(run, name)
         tags = {
             name: value
             for name, value in self._texts(record.tags, _MAX_TAG).items()
-            if old.data.tags.get(name) != value
+            if current.data.tags.get(name) != value
         }
-        self._log_texts(old.info.run_id, tags=tags)
-        name = record.name if old.info.run_name != record.name else None
-        self._client.update_run(old.info.run_id, status="RUNNING", name=name)
-        self._count("reopened", 1)
+        self._log_texts(run.run_id, tags=tags)
+        name = record.name if current.info.run_name != record.name else None
+        self._client.update_run(run.run_id, status="RUNNING", name=name)
         with self._lock:
-            run.run_id = old.info.run_id
+            run.known_params, run.read_back = dict(current.data.params), True
+            run.status = "RUNNING"
+        self._count("reopened", 1)
+
+    def _read_metric(self, run: _Run, name: str) -> None:
+        """Learn the points that the run has of one metric; of two at a step the later is shown."""
+        for metric in self._client.get_metric_history(run.run_id, name):
+            place = (name, metric.step)
+            if place not in run.seen or metric.timestamp >= run.seen[place][1]:
+                run.seen[place] = (metric.value, metric.timestamp)
+
+    def _read_histories(self, run: _Run, end: _Finish) -> None:
+        """Take the epochs of a finished stage from the store."""
+        for path in end.histories:
+            with self._tolerate(run):
+                self._check_file(path)
+                for entry in json.loads(Path(path).read_text(encoding="utf-8")):
+                    values = {name: value for name, value in entry.items() if name != "epoch"}
+                    with self._lock:
+                        self._add_points(run, entry["epoch"], values)
+        end.read = True
 
     def _describe(self, run: _Run) -> None:
         """Log the params that the run does not have; a param cannot change."""
@@ -733,28 +926,50 @@ class MlflowTracker:
             run.described = True
 
     def _send_points(self, run: _Run) -> None:
-        """Log the waiting points in batches, leaving out the steps that the run has."""
-        entities = self._mlflow.entities
+        """Log the waiting points in batches, leaving out what the run has."""
         while run.points:
-            batch: dict[tuple[str, int], Any] = {}
-            taken = 0
-            for name, value, time_ms, step in run.points:
-                if len(batch) == _BATCH:
-                    break
-                taken += 1
-                if (name, step) not in run.seen and (name, step) not in batch:
-                    batch[name, step] = entities.Metric(name, value, time_ms, step)
-                    run.last_ms = max(run.last_ms, time_ms)
-            if batch:
-                with self._tolerate(run):
-                    self._client.log_batch(run.run_id, metrics=list(batch.values()))
-                    self._count("points", len(batch))
-            run.seen.update((place, metric.value) for place, metric in batch.items())
+            some = list(itertools.islice(run.points, _BATCH))
+            sent = self._log_metrics(run, some)
             with self._lock:
-                for _ in range(taken):
+                for _ in some:
                     run.points.popleft()
-                self._counts["repeated"] += taken - len(batch)
-                self._buffered -= taken
+                self._counts["repeated"] += len(some) - sent
+                self._buffered -= len(some)
+
+    def _log_metrics(self, run: _Run, points: Sequence[tuple[str, float, int]]) -> int:
+        """Log at most a batch of points in one request; return how many the run did not have.
+
+        A point's time is the run's start and the step, one more for each value that was there
+        before, so that whoever sends the same point, and however often, sends the same row.
+        """
+        for name in sorted(run.doubtful):
+            self._read_metric(run, name)
+        run.doubtful.clear()
+        new: dict[tuple[str, int], tuple[float, int]] = {}
+        batch = []
+        for name, value, step in points:
+            place = (name, step)
+            before = new.get(place) or run.seen.get(place)
+            if before is not None and before[0] == value:
+                continue
+            if before is not None:
+                self._note(
+                    f"run {run.record.name}: values have changed since they were mirrored; "
+                    "MLflow shows the new ones and keeps the old"
+                )
+            time_ms = run.start_ms + 1 + max(step, 0) if before is None else before[1] + 1
+            new[place] = (value, time_ms)
+            batch.append(self._mlflow.entities.Metric(name, value, time_ms, step))
+        if batch:
+            with self._tolerate(run):
+                try:
+                    self._client.log_batch(run.run_id, metrics=batch)
+                except Exception:
+                    run.doubtful = {name for name, _ in new}  # stored, or not
+                    raise
+                self._count("points", len(batch))
+        run.seen.update(new)
+        return len(batch)
 
     def _send_end(self, run: _Run, end: _Finish) -> None:
         """Log the final metrics and tags, copy the files, end the run and mark it mirrored."""
@@ -765,26 +980,50 @@ class MlflowTracker:
         while end.sent_artifacts < len(end.artifacts):
             path, folder = end.artifacts[end.sent_artifacts]
             with self._tolerate(run):
-                send = self._client.log_artifacts if Path(path).is_dir() else None
-                (send or self._client.log_artifact)(run.run_id, str(path), folder or None)
+                self._check_file(path, folder)
+                self._client.log_artifact(run.run_id, str(path), folder or None)
             end.sent_artifacts += 1
         with self._tolerate(run):
             self._client.set_terminated(run.run_id, end.status, end.time_ms)
+        self._check_only(run)
         if not run.failures:
-            mark = {"run_id": run.run_id or "", "digest": self._digest(run, end)}
-            self._write_mark(run.record, mark)
+            with self._tolerate(run):
+                self._client.set_tag(run.run_id, MIRRORED_TAG, self._digest(run, end))
+        if not run.failures:
+            self._write_mark(run.record, self._mark(run, end))
             self._count("finished", 1)
         self._settle(run)
 
+    def _check_only(self, run: _Run) -> None:
+        """Make sure that this run is the one of its key: another driver may have made another.
+
+        Raises:
+            _RunGoneError: it is not; the points go to the one that is kept.
+        """
+        with self._exclusive():
+            keep = self._keep_one(run.record)
+        if keep is None or keep.info.run_id != run.run_id:
+            raise _RunGoneError
+
+    def _check_file(self, path: str | Path, folder: str = "") -> None:
+        """Refuse a file from outside the home and the store, or a place outside the artifacts.
+
+        Raises:
+            ValueError: it is such a file, or such a place.
+        """
+        real = Path(path).resolve(strict=True)
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise ValueError(f"{path} lies outside the home and the store: not sent")
+        if folder.startswith("/") or ".." in folder.split("/") or "\\" in folder:
+            raise ValueError(f"{folder!r} is no folder among a run's artifacts")
+
     def _log_final(self, run: _Run, end: _Finish) -> None:
         shown: dict[str, tuple[int, float]] = {}
-        for (name, at), value in run.seen.items():
+        for (name, at), (value, _) in run.seen.items():
             if name not in shown or at >= shown[name][0]:
                 shown[name] = (at, value)
         step = max((at for at, _ in shown.values()), default=0)
-        # Later than every point so far: of two values at one step MLflow shows the later one.
-        time_ms = max(end.time_ms, run.last_ms + 1)
-        metrics = []
+        points = []
         for raw, value in end.metrics.items():
             name, number = _valid_name(raw), _number(value)
             if number is None:
@@ -792,12 +1031,9 @@ class MlflowTracker:
             elif name in shown and shown[name][1] == number:
                 self._count("repeated", 1)
             else:
-                metrics.append(self._mlflow.entities.Metric(name, number, time_ms, step))
-        for start in range(0, len(metrics), _BATCH):
-            batch = metrics[start : start + _BATCH]
-            self._client.log_batch(run.run_id, metrics=batch)
-            self._count("points", len(batch))
-            run.seen.update(((metric.key, step), metric.value) for metric in batch)
+                points.append((name, number, step))
+        for start in range(0, len(points), _BATCH):
+            self._log_metrics(run, points[start : start + _BATCH])
         self._log_texts(run.run_id, tags=self._texts(end.tags, _MAX_TAG))
 
     def _log_texts(
@@ -838,19 +1074,26 @@ class MlflowTracker:
         """Record a refusal that no repeat can cure, and go on with the rest of the run."""
         try:
             yield
+        except _RunGoneError:
+            raise
         except Exception as exc:
             if not self._is_final(exc):
                 raise
+            self._check_alive(run)
             with self._lock:
                 run.failures.append(self._reason(exc))
 
     def _is_final(self, exc: Exception) -> bool:
-        """Whether the request itself is at fault; everything else counts as an outage."""
+        """Whether the request itself is at fault; everything else counts as an outage.
+
+        MLflow says BAD_REQUEST for a database connection that broke, too, and a proxy without a
+        server behind it says 404 in words of its own: both pass.
+        """
         if self._mlflow is not None and isinstance(exc, self._mlflow.exceptions.MlflowException):
+            if str(exc).startswith("API request to"):  # no answer of MLflow's
+                return False
             return exc.error_code in {
-                "BAD_REQUEST",
                 "INVALID_PARAMETER_VALUE",
-                "INVALID_STATE",
                 "MALFORMED_REQUEST",
                 "RESOURCE_ALREADY_EXISTS",
                 "RESOURCE_DOES_NOT_EXIST",
@@ -864,11 +1107,13 @@ class MlflowTracker:
 
     def _note(self, text: str) -> None:
         with self._lock:
-            self._notes[redact(text)] = None
+            self._notes[self._hide(text)] = None
 
     # -- the connection ----------------------------------------------------------------------
 
     def _connect(self) -> Any:
+        if self._client is not None and self._file_id != self._database_id():
+            self._disconnect()
         if self._client is None:
             self._mlflow = _import_mlflow()
             with self._exclusive():
@@ -876,8 +1121,27 @@ class MlflowTracker:
                     self._create_database(self._database)
                 client = self._mlflow.MlflowClient(tracking_uri=self._uri)
                 client.search_experiments(max_results=1)  # opens the store, so errors show here
+                self._file_id = self._database_id()
             self._client = client
         return self._client
+
+    def _database_id(self) -> tuple[int, int] | None:
+        """Return which file the SQLite database is; None without one."""
+        if self._database is None:
+            return None
+        try:
+            found = self._database.stat()
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino)
+
+    def _disconnect(self) -> None:
+        """Let go of a database whose file was removed: writes to it would vanish with it."""
+        self._note("the database was removed while the run went on; made anew")
+        self._client = None
+        self._experiments.clear()
+        for run in list(self._runs.values()):
+            self._start_over(run)
 
     def _create_database(self, database: Path) -> None:
         """Create the schema under another name, so that a kill leaves no half-made database."""
@@ -886,12 +1150,19 @@ class MlflowTracker:
         for left in database.parent.glob(f"{database.name}.*.new*"):
             left.unlink()
         fresh = database.with_name(f"{database.name}.{uuid.uuid4().hex[:8]}.new")
-        uri = f"sqlite:///{fresh}"
+        uri = sqlite_uri(fresh)
         self._mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
         with contextlib.closing(sqlite3.connect(fresh)) as connection:
             # Persists in the file. Readers (the UI) no longer wait for the writer.
             connection.execute("pragma journal_mode=wal")
+        for suffix in ("-wal", "-shm", "-journal"):  # of the old file; SQLite would apply it
+            database.with_name(database.name + suffix).unlink(missing_ok=True)
         fresh.replace(database)
+        # MLflow keeps connections by URI for the whole process: to the file that was removed.
+        stores: Any = importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+        engine = stores.SqlAlchemyStore._engine_map.get(self._uri)
+        if engine is not None:
+            engine.dispose()
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -900,7 +1171,9 @@ class MlflowTracker:
             yield
             return
         self._database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._database}.lock", timeout=_LOCK_TIMEOUT_S):
+        if self._file_lock is None:  # one object, so that it may be taken within itself
+            self._file_lock = FileLock(f"{self._database}.lock", timeout=_LOCK_TIMEOUT_S)
+        with self._file_lock:
             yield
 
     def _experiment(self, name: str) -> str:
@@ -927,7 +1200,7 @@ class MlflowTracker:
     def _artifact_location(self, experiment: str) -> str | None:
         root = self._artifact_root
         if root is None:
-            if self._uri.startswith(("http://", "https://", "databricks")):
+            if is_server(self._uri):
                 return None
             root = str(self._home / "artifacts")
         folder = _folder_name(experiment)
@@ -984,6 +1257,7 @@ def _now_ms() -> int:
 def _import_mlflow() -> Any:
     """Import mlflow without telemetry, log lines, printed links or its own long retries."""
     quiet = "MLFLOW_LOGGING_LEVEL" not in os.environ
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing read may execute
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors reach the user through the report
