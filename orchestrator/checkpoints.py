@@ -12,9 +12,10 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ class Checkpoints:
         head = {"stage": self.stage, "files": self._files, "notes": notes}
         temporary = self.folder / f".checkpoint-{epochs:05d}.tmp"
         try:
-            _write(temporary, tensors, json.dumps(head))
+            save_tensors(temporary, tensors, {"head": json.dumps(head)})
             sync(temporary)
             path = self.folder / f"checkpoint-{epochs:05d}-{_digest(temporary)}.safetensors"
             temporary.replace(path)
@@ -178,17 +179,25 @@ def _digest(path: Path) -> str:
         raise Damaged("the disk cannot read it") from None
 
 
-def _write(path: Path, tensors: dict[str, Tensor], head: str) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        save_file(contiguous, path, metadata={"head": head})
+        save_file(contiguous, path, metadata=metadata)
     except SafetensorError as error:  # it tells the system's error in its text alone
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
-        reason = OSError(int(code[1]), str(error))
+        reason = OSError(int(code[1]), os.strerror(int(code[1])))
         needed = sum(t.numel() * t.element_size() for t in contiguous.values())
-        raise full_disk(reason, path, needed) from error
+        full = full_disk(reason, path, needed)
+        raise OSError(full.errno, full.strerror, str(path)) from error

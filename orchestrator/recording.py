@@ -8,6 +8,8 @@ epochs before it, so that what is gone on from is what was recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,11 +30,17 @@ def epoch_name(epoch: int) -> str:
     return f"recording/epoch-{epoch:05d}.npy"
 
 
+@dataclass(frozen=True)
+class _Writer:
+    write: Callable[[bytes], int]
+
+
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
     """Write an array as a .npy file that is there whole, and on the disk, or not at all."""
     path.parent.mkdir(exist_ok=True)
     with open_atomic(path, size=array.nbytes) as stream:
-        np.save(stream, array, allow_pickle=False)
+        # Given a file, NumPy does not say what the system said of a disk that is full.
+        np.save(_Writer(stream.write), array, allow_pickle=False)
 
 
 class Recorder:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StoreCorrupt
+from orchestrator.leases import LeaseHeld
 from orchestrator.store import StageStore, canonical, digest, read_json
 from retrieval.atomic import write_atomic
 
@@ -151,7 +151,7 @@ def test_second_holder_of_a_lease_waits(tmp_path):
     assert child.stdout.readline().strip() == b"held"
     try:
         assert store.is_running("a" * 64)
-        with pytest.raises(Timeout), store.lease("a" * 64, wait=0.1):
+        with pytest.raises(LeaseHeld), store.lease("a" * 64, wait=0.1):
             pass
     finally:
         child.send_signal(signal.SIGKILL)
