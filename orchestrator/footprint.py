@@ -69,7 +69,7 @@ _CUDA_CONTEXT = 0.8e9
 _PROCESS = {"cpu": 0.7e9, "cuda": 2.5e9}
 """Bytes of main memory of a worker that has imported torch and timm; CUDA maps its libraries."""
 
-_STEP_SECONDS = 0.02
+STEP_SECONDS = 0.02
 """Seconds of a training step in which the CPU prepares the work of the GPU, which waits."""
 
 _ENCODED_AT_ONCE = 256
@@ -117,7 +117,7 @@ def gpu_busy(stage: Stage, gpu: Accelerator) -> float:
     for side, recipe in trained_sides(stage):
         operations = 2e9 * 3 * _batch(recipe) * backbone_gmacs(side["backbone"], side["size"])
         seconds += operations / (1e12 * gpu.sustained(recipe["precision"]))
-    return seconds / (seconds + _STEP_SECONDS)
+    return seconds / (seconds + STEP_SECONDS)
 
 
 def host_bytes(stage: Stage, *, on_gpu: bool) -> float:
@@ -206,7 +206,7 @@ def trained_sides(stage: Stage) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     setup = stage.setup
     if "recipes" in setup:
         return [(side, setup["recipes"][name]) for name, side in setup["sides"].items()]
-    return [(setup["side"], setup["recipe"])] if "recipe" in setup else []
+    return [(setup["side"], setup["recipe"])] if setup.get("recipe") and "side" in setup else []
 
 
 def answering_sides(stage: Stage) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.board import needed_stages
-from orchestrator.estimates import Estimator
+from orchestrator.estimates import Estimator, rate_key
 from orchestrator.plan import Plan, Stage
 
 STATES = ("done", "running", "waiting", "failed")
@@ -266,9 +266,5 @@ class Tally:
 
 
 def _likeness(stage: Stage) -> Hashable:
-    """Return what tells how long a stage takes: its kind, networks, passes and threads."""
-    setup = stage.setup
-    sides = list(setup["sides"].values()) if "sides" in setup else [setup.get("side", {})]
-    networks = tuple((side.get("backbone"), side.get("size")) for side in sides)
-    recipe = setup.get("recipe") or {}
-    return stage.kind, networks, stage.images, setup.get("threads"), recipe.get("workers")
+    """Return what tells how long a stage takes."""
+    return rate_key(stage), stage.images
