@@ -18,6 +18,7 @@ from orchestrator import (
     data_commands,
     efficiency_commands,
     measure_commands,
+    sync_commands,
 )
 from orchestrator.command_line import (
     EXIT_DONE,
@@ -368,6 +369,7 @@ cli.add_command(efficiency_commands.efficiency)
 cli.add_command(data_commands.prepare)
 cli.add_command(data_commands.describe)
 cli.add_command(cluster_commands.cluster)
+cli.add_command(sync_commands.sync)
 
 
 def main() -> None:

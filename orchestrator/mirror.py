@@ -36,8 +36,8 @@ _TRAINED = ("query", "joint")
 _OF_THE_MOMENT = ("images_per_second",)
 """Numbers that differ when an epoch is repeated; what they came to is in the final metrics."""
 
-_AT_ONCE, _PATIENCE = 200, 600.0
-"""Runs handed to the tracker before it is waited for, and the seconds that it gets."""
+_AT_ONCE = 200
+"""Runs handed to the tracker before it is waited for."""
 
 
 class _Plain(yaml.SafeDumper):
@@ -131,8 +131,13 @@ class Mirror(Listener):
 
     # ---- the whole mirror ----------------------------------------------------------------
 
-    def complete(self) -> None:
-        """Send whatever is in the store and not in the mirror."""
+    def complete(self, patience: float = 120.0) -> None:
+        """Send whatever is in the store and not in the mirror.
+
+        Args:
+            patience: seconds that a slow tracker gets for each few hundred runs; what it has not
+                taken by then is handed over all the same, and sent as far as `close` allows.
+        """
         if self._off:
             return
         self._behind.shutdown(wait=True)  # what could not be sent there is tried again below
@@ -151,7 +156,7 @@ class Mirror(Listener):
             for finish in missing[start : start + _AT_ONCE]:
                 finish()
             # Not all at once into memory; a tracker that is away is waited for once.
-            answers = answers and self.tracker.flush(_PATIENCE)
+            answers = answers and self.tracker.flush(patience)
 
     def _finish_stage(self, stage: Stage) -> None:
         manifest = self.store.manifest(stage.id)

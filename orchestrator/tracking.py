@@ -523,7 +523,9 @@ class MlflowTracker:
                 self._notes["a call after close() was ignored"] = None
             return
         self._inbox.append(item)
-        if self._thread is None:
+        with self._lock:  # callers may be in several threads
+            if self._thread is not None:
+                return
             thread = threading.Thread(target=self._work, name="asymbench-tracker", daemon=True)
             # At the system's limit of threads this one starts with a later call, or never,
             # and then close() reports what was not sent.
