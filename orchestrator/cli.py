@@ -19,6 +19,7 @@ from orchestrator import (
     efficiency_commands,
     measure_commands,
     sync_commands,
+    watch_commands,
 )
 from orchestrator.command_line import (
     EXIT_DONE,
@@ -274,27 +275,6 @@ def _decode_images(session: Session) -> None:
 @click.argument("study")
 @set_option
 @json_option
-def status(study: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show which trials are done, running, waiting or failed, and why."""
-    from orchestrator.session import status as study_status
-    from orchestrator.wording import describe
-
-    found = study_status(open_study(study, overrides, ran=True))
-    if as_json:
-        echo_json(found)
-        return
-    counts = ", ".join(f"{n} {state}" for state, n in found["trials"].items())
-    click.echo(f"study {found['study']}: {counts}")
-    for live in found["live"]:
-        click.echo(f"  running {live['stage']}: {describe(live)}")
-    body = [[t["state"], t["label"], t["reason"] or ""] for t in found["list"]]
-    click.echo(table(["state", "trial", "reason"], body))
-
-
-@cli.command()
-@click.argument("study")
-@set_option
-@json_option
 @click.option(
     "--format",
     "form",
@@ -363,6 +343,8 @@ def _complain(message: str) -> None:
     click.echo(f"asymbench: {message}", err=True)
 
 
+cli.add_command(watch_commands.status)
+cli.add_command(watch_commands.logs)
 cli.add_command(measure_commands.evaluate)
 cli.add_command(measure_commands.compare)
 cli.add_command(efficiency_commands.efficiency)

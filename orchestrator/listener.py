@@ -16,7 +16,10 @@ class Listener:
     """
 
     def run_started(self, info: dict[str, Any]) -> None:
-        """Workers can start: ``run``, ``address``, ``cpus``, ``gpus`` and ``nodes`` of the run."""
+        """Workers can start: ``run``, ``address``, ``cpus``, ``gpus`` and ``nodes`` of the run.
+
+        Also ``requests``: what each stage to run asks for, by its id.
+        """
 
     def stage_started(self, stage: Stage) -> None:
         """A worker took the stage."""

@@ -496,8 +496,7 @@ class Dispatch:
         """Have a finished stage whose files are damaged made again; say whether it can be."""
         if damaged is None or damaged not in self.board.plan.stages:
             return False
-        if damaged in self.board.done:
-            self.board.store.set_aside(damaged)
+        if damaged in self.board.done and self.board.store.set_aside(damaged):
             if damaged not in self.requests:
                 self._settle_again(damaged)
             self.board.redo(damaged)
@@ -584,6 +583,7 @@ def _info(dispatch: Dispatch, address: str) -> dict[str, Any]:
         "cpus": sum(node.cpus for node in nodes),
         "gpus": sum(node.gpus for node in nodes),
         "nodes": len(dispatch.nodes),
+        "requests": dispatch.requests,
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from orchestrator.estimates import Estimator
 from orchestrator.plan import KINDS, Plan, build_plan
-from orchestrator.report import Sharing, sharing, trial_failure
+from orchestrator.report import Sharing, sharing
 from orchestrator.scheduling import Options, execute, needed_stages
 from orchestrator.store import StageStore, digest, open_store, read_json, write_json
 from orchestrator.study import NAME, Source, Study, load_study
@@ -191,6 +191,8 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         KeyboardInterrupt: stopped by the user; everything finished is kept.
     """
     from cluster.resources import visible_cpus
+    from orchestrator.live import LiveBoard
+    from orchestrator.logs import StageLogs
     from orchestrator.mirror import Mirror
     from orchestrator.progress import Progress
     from orchestrator.tracking import MlflowTracker, NoTracker, Tracker
@@ -218,10 +220,12 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     )
     slots = max(1, (place.cpus or visible_cpus()) // study.train.threads)
     progress = Progress(plan, store, session.estimator, slots=slots)
+    board = LiveBoard(home, progress.tally, tell=progress.say)
+    logs = StageLogs(home, store, tell=progress.say)
     try:
         if todo:
             with progress, stopped_gently(options.drain):
-                execute(plan, options, [progress, mirror])
+                execute(plan, options, [progress, mirror, board, logs])
         mirror.complete()
     except BaseException:
         mirror.interrupted()
@@ -325,48 +329,4 @@ def summarize(session: Session) -> dict[str, Any]:
             }
             for t in plan.trials
         ],
-    }
-
-
-def status(session: Session) -> dict[str, Any]:
-    """Return what ``asymbench status`` shows: every trial with its state, and live stages."""
-    plan, store = session.plan, session.store
-    running = {i for i in plan.stages if not store.is_done(i) and store.is_running(i)}
-    trials = []
-    for trial in plan.trials:
-        failure = trial_failure(trial, store)
-        live = [kind for kind, i in trial.stages.items() if i in running]
-        if store.is_done(trial.id):
-            state = "done"
-        elif live:
-            state = "running"
-        elif failure:
-            state = "failed"
-        else:
-            state = "waiting"
-        trials.append(
-            {
-                "label": trial.label,
-                "state": state,
-                "running": live,
-                "reason": f"{failure['kind']}: {failure['reason']}" if failure else None,
-                "seconds": {
-                    kind: store.manifest(i).cost.get("seconds")
-                    for kind, i in trial.stages.items()
-                    if store.is_done(i)
-                },
-                "trial": trial.id,
-            }
-        )
-    return {
-        "study": plan.study,
-        "trials": {
-            state: sum(t["state"] == state for t in trials)
-            for state in ("done", "running", "waiting", "failed")
-        },
-        "live": [
-            {"stage": plan.stages[i].label, "id": i, **store.progress(i)} for i in sorted(running)
-        ],
-        "list": trials,
-        "digest": digest([t["trial"] for t in trials]),
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.resources import Request
 
 
 def plural(count: int, noun: str) -> str:
@@ -39,7 +42,7 @@ def describe(note: dict[str, Any], *, epoch: bool = True) -> str:
         return "starting"
     parts = [f"epoch {note['epoch']}/{note['epochs']}"] if epoch else []
     metrics = note.get("metrics", {})
-    losses = [value for name, value in metrics.items() if name.startswith("loss/")]
+    losses = [float(value) for name, value in metrics.items() if name.startswith("loss/")]
     if losses:
         parts.append(f"loss {sum(losses):.4f}")
     for name, shown in (
@@ -61,3 +64,16 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def needs(request: Request) -> str:
+    """Return what a stage asks for: ``0.25 GPU, 1 CPU, 2.1 GB of memory``."""
+    from cluster.resources import memory_text
+
+    parts = [f"{request.gpus:g} GPU{'s' if request.gpus > 1 else ''}"] if request.gpus else []
+    parts += [f"{request.cpus:g} CPU{'s' if request.cpus > 1 else ''}"] if request.cpus else []
+    parts += [f"{memory_text(request.memory)} of memory"] if request.memory else []
+    parts += [f"{amount:g} {name}" for name, amount in sorted(request.custom.items())]
+    parts += [f"{key}={value}" for key, value in sorted(request.labels.items())]
+    one = ", ".join(parts)
+    return one if request.workers == 1 else f"{request.workers} times {one}"
