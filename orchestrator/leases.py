@@ -225,14 +225,26 @@ class BeatLeases:
         notes: where holders tell that they live; one who waits must see what a holder wrote.
         ttl: seconds without a sign of life after which a stage is taken over; equal for all.
         clock: seconds that only go forward; only differences of one process' own are used.
+        note: stage -> JSON values that its holder adds to its signs of life.
     """
 
     def __init__(
-        self, notes: Notes, *, ttl: float = TTL, clock: Callable[[], float] = time.monotonic
+        self,
+        notes: Notes,
+        *,
+        ttl: float = TTL,
+        clock: Callable[[], float] = time.monotonic,
+        note: Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
         self.notes = notes
         self.ttl = ttl
         self.clock = clock
+        self.note = note or (lambda stage_id: {})
+
+    def note_of(self, stage_id: str) -> dict[str, Any]:
+        """Return what a stage's newest holder added to its last sign of life."""
+        note = _read(self._newest(stage_id)[1] or b"").get("note")
+        return note if isinstance(note, dict) else {}
 
     def acquire(self, stage_id: str, wait: float) -> Lease:
         """See :class:`Leases`."""
@@ -335,6 +347,7 @@ class _BeatLease:
                     self._compare()
                     if self._reason is None:
                         self._record["beat"] += 1
+                        self._record["note"] = self._leases.note(self._stage)
                         self._leases.notes.replace(self._name, self.text())
                         self._renewed = started
                 except OSError as error:  # tried again until the time is up

@@ -402,7 +402,7 @@ class StageStore:
             saved=self._checkpoint_saved(stage_id),
         )
 
-    def _checkpoint_saved(self, stage_id: str) -> Callable[[Path, dict[str, str]], None] | None:
+    def _checkpoint_saved(self, stage_id: str) -> Callable[[Path, dict[str, str]], None]:
         """Return what is told of each checkpoint that is on the disk."""
         lease, _ = self._held[stage_id]
 
@@ -562,14 +562,22 @@ def open_store(home: Path, where: str = "") -> StageStore:
 
     Args:
         home: ASYMBENCH_HOME.
-        where: a folder, of this machine or mounted; "" is the environment's ASYMBENCH_STORE, and
-            without that HOME/store.
+        where: a folder, of this machine or mounted, or the URI of an object store
+            (``s3://bucket/prefix``); "" is the environment's ASYMBENCH_STORE, and without that
+            HOME/store.
 
     Raises:
-        InputError: it is of another layout, or has leases of another kind than asked for.
+        InputError: there can be no store, it is of another layout, or it has leases of another
+            kind than asked for.
     """
     where = where or os.environ.get("ASYMBENCH_STORE", "")
-    store = StageStore(Path(where).expanduser().absolute() if where else home / "store")
+    if "://" in where:
+        from orchestrator.object_store import ObjectStore
+
+        cache = home / "store" / "cache" / digest(where.rstrip("/"))[:16]
+        store: StageStore = ObjectStore(where, cache)
+    else:
+        store = StageStore(Path(where).expanduser().absolute() if where else home / "store")
     store.check()
     return store
 
