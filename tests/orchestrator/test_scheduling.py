@@ -2,13 +2,10 @@
 
 import pytest
 
-from methods.training import TrainingDiverged
 from orchestrator.board import Board, needed_stages
-from orchestrator.faults import explain_failure
 from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.scheduling import Options, execute
 from orchestrator.store import StageStore, digest
-from retrieval.errors import DatasetError, InputError
 
 
 def make_plan(edges: dict[str, list[str]], trials: dict[str, list[str]]) -> Plan:
@@ -123,26 +120,6 @@ def test_finished_trial_needs_no_stage_before_it(tmp_path):
     labels = {plan.stages[i].label for i in needed_stages(plan, done)}
     assert labels == {"c", "g", "q2", "m2"}
     assert needed_stages(plan, done | {digest({"stage": "m2"})}) == set()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "reason"),
-    [
-        (InputError("bits must fit", key="bits"), "input", "bits: bits must fit"),
-        (DatasetError("a.jpg is torn"), "input", "a.jpg is torn"),
-        (TrainingDiverged("loss is nan\nmore"), "diverged", "loss is nan"),
-        (MemoryError(), "out of memory", "MemoryError"),
-        (OSError(28, "No space left on device"), "system", "[Errno 28] No space left on device"),
-        (ZeroDivisionError("division by zero"), "bug", "ZeroDivisionError: division by zero"),
-    ],
-)
-def test_failures_are_told_by_kind_in_one_line(error, kind, reason):
-    try:
-        raise error
-    except type(error) as caught:
-        told = explain_failure(caught)
-    assert (told["kind"], told["reason"]) == (kind, reason)
-    assert "Traceback" in told["detail"]
 
 
 def test_failing_trial_does_not_stop_the_others(lab):
