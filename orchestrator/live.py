@@ -43,7 +43,9 @@ def live_path(home: Path, study: str) -> Path:
 
 
 class LiveBoard(Listener):
-    """Writes the live board of a run, from a thread of its own. One that fails stops no run.
+    """Writes the live board of a run, from a thread of its own; one that fails stops no run.
+
+    It is a context manager: inside, the file is kept up to date.
 
     Args:
         home: ASYMBENCH_HOME.
@@ -69,14 +71,23 @@ class LiveBoard(Listener):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def __enter__(self) -> LiveBoard:
+        """Begin to write: a driver that still looks for its cluster is seen too."""
+        self._thread = threading.Thread(target=self._work, name="live-board", daemon=True)
+        self._thread.start()
+        self._wake.set()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Write for the last time, and stop."""
+        self.run_ended(self.ended or "error")
+
     # ---- a listener of the schedule ------------------------------------------------------
 
     def run_started(self, info: dict[str, Any]) -> None:
-        """Begin to write."""
+        """Note what the run has."""
         self.info = info
         self._requests = _by_kind(self.tally.plan, info.get("requests") or {})
-        self._thread = threading.Thread(target=self._work, name="live-board", daemon=True)
-        self._thread.start()
         self._wake.set()
 
     def stage_started(self, stage: Stage) -> None:
@@ -110,7 +121,7 @@ class LiveBoard(Listener):
         self._wake.set()
 
     def run_ended(self, reason: str) -> None:
-        """Write for the last time."""
+        """Write how the run ended, at once."""
         self.ended = reason
         self._stop.set()
         self._wake.set()

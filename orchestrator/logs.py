@@ -142,7 +142,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
                 name: record[name] for name in ("time", "stage", "run") if name in record
             }
             # Filled up with spaces, so that the line is the last of its kind.
-            line = _line({**head, "event": "full"})[:-1].ljust(limit - size) + b"\n"
+            line = _line({**head, "event": "full"})[:-1].ljust(limit - size - 1) + b"\n"
         # What a write that was cut short left must not swallow this line.
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         os.write(descriptor, b"\n" + line if torn else line)

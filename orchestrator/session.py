@@ -224,7 +224,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     logs = StageLogs(home, store, tell=progress.say)
     try:
         if todo:
-            with progress, stopped_gently(options.drain):
+            with progress, board, stopped_gently(options.drain):
                 execute(plan, options, [progress, mirror, board, logs])
         mirror.complete()
     except BaseException:

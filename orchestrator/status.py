@@ -227,6 +227,9 @@ class _Reasons:
         if self.live.get("draining"):
             text = "the run is stopping and starts nothing more"
             return text, text
+        if self.live.get("run") is None:
+            text = "the run is starting"
+            return text, text
         needs = self.live.get("requests", {}).get(stage.kind, ())
         scarce = "GPU" if any("GPU" in need for need in needs) else "core"
         free = f"a free {scarce}" + (f": needs {' or '.join(needs[:3])}" if needs else "")
@@ -286,6 +289,8 @@ def driver_line(status: StudyStatus) -> str:
             f"{who} gave no sign of life in the {duration(status.silent)} that this looked; "
             f"its last was at {last} by its own clock"
         )
+    if board.get("run") is None:
+        return f"{who} is starting"
     has = [plural(round(board[key]), key[:-1].upper()) for key in ("cpus", "gpus") if board[key]]
     nodes = board.get("nodes") or 1
     places = f" on {plural(nodes, 'node')}" if nodes > 1 else ""
@@ -330,11 +335,11 @@ def running_rows(status: StudyStatus) -> list[list[str]]:
 def waiting_groups(status: StudyStatus, most: int = 8) -> list[str]:
     """Return why trials wait, the most frequent reason first."""
     groups = Counter(trial.alike for trial in status.trials if trial.state == "waiting")
-    lines = [f"{count} {text}" for text, count in groups.most_common(most)]
+    lines = [f"{count:>5}  {text}" for text, count in groups.most_common(most)]
     rest = groups.most_common()[most:]
     if rest:
         count = sum(number for _, number in rest)
-        lines.append(f"{count} for {plural(len(rest), 'other reason')}; see --trials waiting")
+        lines.append(f"{count:>5}  for {plural(len(rest), 'other reason')}; see --trials waiting")
     return lines
 
 

@@ -139,7 +139,7 @@ def _lines(status: StudyStatus) -> list[str]:
         lines.append(f"  and {len(failed) - _FAILURES} more; see --trials failed")
     waiting = waiting_groups(status)
     if waiting:
-        lines += ["", "waiting", *(f"  {line}" for line in waiting)]
+        lines += ["", "waiting", *waiting]
     return lines
 
 

@@ -29,7 +29,8 @@ def where(info: dict[str, Any]) -> str:
     nodes = info.get("nodes") or 1
     count = nodes if isinstance(nodes, int) else len(nodes)
     text = f"{plural(count, 'node')} with {text}" if count > 1 else text
-    return f"{text} at {info['address']}" if info.get("address") else text
+    address = info.get("address")
+    return f"{text} at {address}" if address not in (None, "", "local", "inline") else text
 
 
 def describe(note: dict[str, Any], *, epoch: bool = True) -> str:
