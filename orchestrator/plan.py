@@ -501,6 +501,7 @@ class _Planner:
         self.recipes = {side: study.train.side(side) for side in SIDES}
         self.recipe_values = {s: r.model_dump(mode="json") for s, r in self.recipes.items()}
         self._texts: dict[int, tuple[Any, str]] = {}
+        self._words: dict[str, str] = {}
         self._commons: dict[tuple[int, int, int, int], tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def common(
@@ -557,13 +558,17 @@ class _Planner:
 
     def _digest(self, identity: dict[str, Any]) -> str:
         """Return ``digest(identity)``."""
-        items = ",".join(f'"{key}":{self._text(identity[key])}' for key in sorted(identity))
+        items = ",".join(f'"{key}":{self._text(key, identity[key])}' for key in sorted(identity))
         return hashlib.sha256(f"{{{items}}}".encode()).hexdigest()
 
-    def _text(self, value: Any) -> str:
+    def _text(self, key: str, value: Any) -> str:
         if type(value) is int:
             return str(value)
-        if not isinstance(value, dict) or not value:
+        if type(value) is str:
+            if value not in self._words:
+                self._words[value] = canonical(value)
+            return self._words[value]
+        if not isinstance(value, dict) or key == "inputs":  # inputs are hardly ever the same
             return canonical(value)
         known = self._texts.get(id(value))
         if known is None:
