@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import signal
 import socket
 import sys
@@ -40,17 +41,24 @@ _REPLY = 4 * 2**20
 _FORGOTTEN = 60.0
 """Seconds after its end for which a driver's output waits for a client."""
 
+_TRIES = 3
+_TOKEN_HINT = (
+    "; where the cluster asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
+    "file with it"
+)
+
 _HEAD = "node:__internal_head__"
 
 _BOOTSTRAP = """
 import ctypes, runpy, signal, sys
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGINT)
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-"""Ray's workers ignore SIGINT, which a child inherits; and a driver drains when its actor dies."""
+"""Ray's workers block SIGINT, which a child inherits; and a driver drains when its actor dies."""
 
 
 class RemoteError(ValueError):
@@ -189,7 +197,6 @@ class Driver:
 
     def _start(self) -> Any:
         import io
-        import os
         import pathlib
         import shutil
         import subprocess
@@ -261,8 +268,6 @@ class Driver:
             self._changed.notify_all()
 
     def _watch(self) -> None:
-        import os
-
         while True:
             time.sleep(min(1.0, self._patience / 4))
             with self._changed:
@@ -329,23 +334,37 @@ def client(address: str) -> Iterator[None]:
         RemoteError: it cannot be reached, or another version of Ray or Python runs there.
     """
     check_reachable(address)
-    import logging
-
     import ray
 
-    try:
-        ray.init(address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        if "Version mismatch" in said:
-            raise RemoteError(
-                f"Ray's client works only with the same Ray and Python on both ends: {said}"
-            ) from None
-        raise RemoteError(f"no connection to {address}: {said[:400]}") from None
+    for left in reversed(range(_TRIES)):
+        try:
+            _init(address)
+            break
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            if "Version mismatch" in said:
+                raise RemoteError(
+                    f"Ray's client works only with the same Ray and Python on both ends: {said}"
+                ) from None
+            # The proxy may choose a port that another program takes first.
+            if "Starting Ray client server failed" not in said or not left:
+                token = "" if os.environ.get("RAY_AUTH_MODE") else _TOKEN_HINT
+                raise RemoteError(f"no connection to {address}: {said[-400:]}{token}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str) -> None:
+    import logging
+    import warnings
+
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is warned about is raised as well
+        ray.init(address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
 
 
 def check_reachable(address: str) -> None:
@@ -372,7 +391,6 @@ def check_reachable(address: str) -> None:
 def _facts(distribution: str, variable: str) -> dict[str, Any]:
     """Return the versions on the node this runs on; a task that needs nothing installed there."""
     import importlib.metadata
-    import os
     import platform
 
     import ray

@@ -37,6 +37,8 @@ from orchestrator.command_line import (
     table,
 )
 from orchestrator.errors import StoreCorrupt
+from orchestrator.remote import PREFIX as REMOTE
+from orchestrator.remote import RemoteOptions, remote_options, run_remotely
 from retrieval.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -166,6 +168,7 @@ def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) ->
 @click.option(
     "--autoscale", is_flag=True, help="Ask the cluster for nodes, as many as stages can use."
 )
+@remote_options
 def run(
     study: str,
     overrides: tuple[str, ...],
@@ -174,6 +177,7 @@ def run(
     address: str,
     cpus: int | None,
     autoscale: bool,
+    **remote: Any,
 ) -> None:
     """Run what is missing of a study, then print its table.
 
@@ -185,6 +189,14 @@ def run(
     from orchestrator.wording import plural
 
     place = _place(executor, address, cpus, autoscale)
+    options = RemoteOptions(**remote)
+    options.refuse_elsewhere(address)
+    if address.startswith(REMOTE):
+        flags = {"--json": as_json, "--autoscale": autoscale}
+        given = [flag for flag, is_given in flags.items() if is_given]
+        raise SystemExit(
+            run_remotely(study, overrides, address=address, arguments=given, options=options)
+        )
     session = open_study(study, overrides)
     signal.signal(signal.SIGTERM, interrupt)
     try:
