@@ -369,9 +369,13 @@ def _build(setting: _Setting, bits: int, dataset: Dataset, study: Study) -> Hash
             ) from None
         raise error.located(prefix=setting.key) from None
     query, gallery = study.train.side("query"), study.train.side("gallery")
-    together = method.schedule is not Schedule.FROZEN
-    for shared in ("epochs", "batch_size"):
-        if together and getattr(query, shared) != getattr(gallery, shared):
+    shared_fields: tuple[str, ...] = ()
+    if method.schedule is not Schedule.FROZEN:
+        shared_fields = ("epochs", "batch_size")
+    if _in_one_stage(method, study):  # the stage's workers train both
+        shared_fields = (*shared_fields, "workers")
+    for shared in shared_fields:
+        if getattr(query, shared) != getattr(gallery, shared):
             raise InputError(
                 f"method {name!r} trains both sides in the same steps: {shared} must be equal, "
                 f"query has {getattr(query, shared)} and gallery {getattr(gallery, shared)}",
@@ -387,6 +391,13 @@ def _build(setting: _Setting, bits: int, dataset: Dataset, study: Study) -> Hash
                 value=batch_size,
             )
     return method
+
+
+def _in_one_stage(method: HashMethod, study: Study) -> bool:
+    """Whether one stage trains both sides."""
+    return method.schedule is Schedule.JOINT or (
+        method.schedule is Schedule.SIMULTANEOUS and not study.replay
+    )
 
 
 def _train_key(study: Study, field: str, *sides: Side) -> str:
@@ -600,9 +611,7 @@ class _Cell:
         study, method = self.study, self.method
         at = study.evaluate.at or self.data.dataset.protocol.at
         stages: dict[str, str] = {}
-        joint = method.schedule is Schedule.JOINT or (
-            method.schedule is Schedule.SIMULTANEOUS and not study.replay
-        )
+        joint = _in_one_stage(method, study)
         centers = self._centers(stages)
         if joint:
             scored = {"joint": self._joint(centers, stages)}
