@@ -8,8 +8,6 @@ executes. What is resumed from is the store.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
@@ -552,14 +550,6 @@ def _heard_inline(dispatch: Dispatch, stage: Stage) -> Callable[[dict[str, Any]]
 
 def run_one(work: Work, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Do a stage in this process; return how it ended: ``done``, ``drained`` or ``failure``."""
-    report(
-        {
-            "event": "placed",
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "attempt": work.attempt,
-        }
-    )
     try:
         run_stage(work, report, wait=0.0)
     except Drained:

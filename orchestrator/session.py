@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.estimates import Estimator
-from orchestrator.plan import KINDS, Plan, build_plan
+from orchestrator.plan import Plan, build_plan
 from orchestrator.report import Sharing, sharing
 from orchestrator.scheduling import Options, execute, needed_stages
 from orchestrator.store import StageStore, digest, open_store, read_json, write_json
@@ -208,6 +208,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     mirror = Mirror(plan, store, tracker, home, study.kind)
     options = Options(
         home=home,
+        store=os.environ.get("ASYMBENCH_STORE", ""),
         device=study.resources.device,
         threads=study.train.threads,
         executor=place.executor,
@@ -281,52 +282,3 @@ def fetch_weights(plan: Plan, todo: set[str]) -> None:
             fetch_published(backbone)
         except InputError as error:
             raise error.located(prefix="pairs") from None
-
-
-def summarize(session: Session) -> dict[str, Any]:
-    """Return what ``asymbench plan`` shows."""
-    plan, store, estimator = session.plan, session.store, session.estimator
-    done = {i for i in plan.stages if store.is_done(i)}
-    todo = needed_stages(plan, done)
-    kinds: dict[str, dict[str, Any]] = {}
-    for kind in KINDS:
-        stages = plan.of_kind(kind)
-        if stages:
-            kinds[kind] = {
-                "stages": len(stages),
-                "done": sum(s.id in done for s in stages),
-                "to_run": sum(s.id in todo for s in stages),
-                "shared": sum(plan.uses[s.id] > 1 for s in stages),
-                "uses": sum(plan.uses[s.id] for s in stages),
-                "seconds": round(sum(estimator.seconds(s) for s in stages if s.id in todo), 1),
-            }
-    share = sharing(plan, store, estimator)
-    chains = estimator.chains(plan)
-    request = session.study.resources.model_dump(mode="json", exclude_none=True)
-    return {
-        "study": plan.study,
-        "trials": len(plan.trials),
-        "trials_done": sum(trial.id in done for trial in plan.trials),
-        "stages": kinds,
-        "stages_to_run": len(todo),
-        "seconds_to_run": round(sum(estimator.seconds(plan.stages[i]) for i in todo), 1),
-        "seconds_longest_chain": round(max((chains[i] for i in todo), default=0.0), 1),
-        "seconds_saved_by_sharing": round(share.saved, 1),
-        "threads": session.study.train.threads,
-        "resources": request,
-        "list": [
-            {
-                "method": t.method,
-                "setting": t.setting,
-                "dataset": t.dataset,
-                "pair": t.pair,
-                "bits": t.bits,
-                "seed": t.seed,
-                "done": t.id in done,
-                "to_run": [kind for kind, i in t.stages.items() if i in todo],
-                "trial": t.id,
-                "stages": t.stages,
-            }
-            for t in plan.trials
-        ],
-    }

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from methods.recipe import Recipe
+from orchestrator.tracking_uri import check_uri
 from retrieval.errors import InputError, UnknownNameError
 from retrieval.validation import explain_validation
 
@@ -497,6 +498,8 @@ def _validate(raw: dict[str, Any], folder: Path) -> Study:
         study = Study(**data)
     except ValidationError as error:
         raise explain_validation(error, Study) from None
+    if study.tracking.uri is not None:
+        check_uri(study.tracking.uri)
     for side in ("query", "gallery"):
         _check_recipe({**study.train.recipe, **getattr(study.train, side)}, side, study)
     return study

@@ -84,12 +84,10 @@ def slot_trainable(config: dict[str, Any]) -> None:
     from orchestrator.stages import Work
 
     mailbox = ray.get_actor(config["mailbox"])
-    name, node = tune.get_context().get_trial_id(), ray.get_runtime_context().get_node_id()
+    name = tune.get_context().get_trial_id()
     work: dict[str, Any] | None = config["work"]
 
     def report(note: dict[str, Any]) -> None:
-        if note.get("event") == "placed":
-            note = {**note, "node": node}
         tune.report({"note": note})
         if note.get("event") == "epoch" and ray.get(mailbox.draining.remote()):
             raise Drained

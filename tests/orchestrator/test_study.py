@@ -228,3 +228,39 @@ def test_side_overrides_differ_by_side():
     study = load(MINIMAL + "train: {epochs: 4, gallery: {epochs: 8}}\n")
     assert study.train.side("query").epochs == 4
     assert study.train.side("gallery").epochs == 8
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://me:secret@host:5000", "MLFLOW_TRACKING_USERNAME"),
+        ("htp://host", "did you mean 'http://'"),
+    ],
+)
+def test_a_tracking_uri_is_refused_with_the_file_and_without_its_password(uri, said):
+    with pytest.raises(InputError) as caught:
+        load_study(f"{MINIMAL}tracking: {{uri: '{uri}'}}\n", "s.yaml", Path())
+    assert said in str(caught.value)
+    assert "tracking.uri" in str(caught.value)
+    assert str(caught.value).startswith("s.yaml:")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("faults: {lost_worker: -1}", "faults.lost_worker"),
+        ("faults: {oom: 1}", "faults.oom"),
+        ("faults: {stage_minutes: 0}", "faults.stage_minutes"),
+        ("faults: 3", "faults"),
+        ("checkpoint: {epochs: 0}", "checkpoint.epochs"),
+        ("checkpoint: {seconds: -1.0}", "checkpoint.seconds"),
+        ("resources: {gallery: {memory: 16}}", "resources.gallery.memory"),
+        ("resources: {gallery: {custom: [a]}}", "resources.gallery.custom"),
+        ("resources: {gallery: {labels: x}}", "resources.gallery.labels"),
+    ],
+)
+def test_faults_checkpoints_and_resources_are_checked(text, key):
+    with pytest.raises(InputError) as caught:
+        load_study(f"{MINIMAL}{text}\n", "s.yaml", Path())
+    assert caught.value.key == key
