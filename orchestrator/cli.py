@@ -18,6 +18,7 @@ from orchestrator import (
     data_commands,
     efficiency_commands,
     measure_commands,
+    plan_commands,
     sync_commands,
     watch_commands,
 )
@@ -90,60 +91,6 @@ def list_(what: str, as_json: bool) -> None:
     click.echo(table(shown, [[short(entry[c]) for c in shown] for entry in entries]))
     for name, error in catalogue.broken(what).items():
         click.echo(f"{name}: cannot be imported: {type(error).__name__}: {error}", err=True)
-
-
-@cli.command()
-@click.argument("study")
-@set_option
-@json_option
-@click.option("--trials", is_flag=True, help="List every trial with the stages it still needs.")
-def plan(study: str, overrides: tuple[str, ...], as_json: bool, trials: bool) -> None:
-    """Show what a run would do: trials, stages, what is shared and done. Trains nothing."""
-    from orchestrator.session import summarize
-    from orchestrator.wording import duration, plural
-
-    summary = summarize(open_study(study, overrides))
-    if as_json:
-        echo_json(summary)
-        return
-    click.echo(
-        f"study {summary['study']}: {plural(summary['trials'], 'trial')}, "
-        f"{summary['trials_done']} done, {plural(summary['stages_to_run'], 'stage')} to run"
-    )
-    body = [
-        [
-            kind,
-            row["stages"],
-            row["uses"],
-            row["shared"],
-            row["done"],
-            row["to_run"],
-            duration(row["seconds"]),
-        ]
-        for kind, row in summary["stages"].items()
-    ]
-    header = ["stage", "distinct", "uses", "shared", "done", "to run", "estimated"]
-    click.echo(table(header, body))
-    click.echo(
-        f"estimated work {duration(summary['seconds_to_run'])}, longest chain "
-        f"{duration(summary['seconds_longest_chain'])}; sharing saves "
-        f"{duration(summary['seconds_saved_by_sharing'])}; "
-        f"{plural(summary['threads'], 'CPU thread')} a stage"
-    )
-    if trials:
-        body = [
-            [
-                f"{t['method']} {t['setting']}".strip(),
-                t["dataset"],
-                t["pair"],
-                t["bits"],
-                t["seed"],
-                "done" if t["done"] else "needs " + ", ".join(t["to_run"]),
-            ]
-            for t in summary["list"]
-        ]
-        click.echo()
-        click.echo(table(["method", "dataset", "pair", "bits", "seed", "state"], body))
 
 
 @cli.command()
@@ -355,6 +302,7 @@ def _complain(message: str) -> None:
     click.echo(f"asymbench: {message}", err=True)
 
 
+cli.add_command(plan_commands.plan)
 cli.add_command(watch_commands.status)
 cli.add_command(watch_commands.logs)
 cli.add_command(measure_commands.evaluate)

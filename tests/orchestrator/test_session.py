@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from orchestrator.session import open_session, remember, summarize
+from orchestrator.plan_commands import summarize
+from orchestrator.session import open_session, remember
 from retrieval.errors import InputError
 
 STUDY = """\
