@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.accelerators import cpu_model
 from cluster.peers import DISCONNECTED, PeerFailed, node_address, node_id, start_peers
 from methods.base import METHODS, CentersSpec, HashMethod, Schedule, Task
 from methods.pairs import SideSpec
@@ -128,6 +129,9 @@ def run_stage(work: Work, report: Report, *, wait: float = -1) -> Manifest:
             "device": runner.device_name,
             "threads": work.setup.get("threads", 1),
             "workers": work.workers,
+            "cpu": cpu_model(),
+            "attempt": work.attempt,
+            "resumed": runner.earlier_seconds > 0,
             "peak_memory_mb": runner.peak_memory_mb(),
             **outcome.cost,
         }
