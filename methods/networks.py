@@ -323,6 +323,17 @@ def fetch_published(backbone: str) -> str:
     return _published_file(pinned(backbone))
 
 
+def cached_weights(backbone: str) -> str | None:
+    """Return the local file of a backbone's published weights, or None; never fetches."""
+    import huggingface_hub
+
+    repository = getattr(get_pretrained_cfg(pinned(backbone)), "hf_hub_id", None)
+    if not repository:
+        return None
+    cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    return cached if isinstance(cached, str) else None
+
+
 def _published_file(name: str) -> str:
     """Return the local file of timm's published weights, fetched where there is a network.
 

@@ -16,6 +16,7 @@ import click
 from orchestrator import (
     cluster_commands,
     data_commands,
+    doctor_commands,
     efficiency_commands,
     measure_commands,
     plan_commands,
@@ -312,6 +313,7 @@ cli.add_command(data_commands.prepare)
 cli.add_command(data_commands.describe)
 cli.add_command(cluster_commands.cluster)
 cli.add_command(sync_commands.sync)
+cli.add_command(doctor_commands.doctor)
 
 
 def main() -> None:
