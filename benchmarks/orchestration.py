@@ -35,6 +35,7 @@ from typing import Any
 
 from cluster.connect import connect
 from cluster.resources import Asked, Node
+from methods.recipe import Recipe
 from orchestrator.board import Board
 from orchestrator.estimates import Estimator
 from orchestrator.listener import Listener
@@ -43,9 +44,10 @@ from orchestrator.progress import Progress
 from orchestrator.scheduling import Dispatch, Options
 from orchestrator.store import StageStore, digest, open_store
 
-GALLERY = Asked(cpus=1.0, gpus=1.0)
-QUERY = Asked(cpus=1.0, gpus=0.25)
-SCORES = Asked(cpus=1.0, gpus=0.0)
+_LITTLE = 10**6  # bytes: what waits needs no memory, and this machine may have little
+GALLERY = Asked(cpus=1.0, gpus=1.0, memory=_LITTLE)
+QUERY = Asked(cpus=1.0, gpus=0.25, memory=_LITTLE)
+SCORES = Asked(cpus=1.0, gpus=0.0, memory=_LITTLE)
 
 
 # ---- studies of stages that wait ---------------------------------------------------------
@@ -60,7 +62,7 @@ def waiting_stage(
     if stage_id not in plan.stages:
         # A thousand images a second, whatever the network: what the estimator learns is right.
         side = {"backbone": "resnet50", "size": 224}
-        setup = {"threads": 1, "wait": seconds, "side": side, "recipe": {"epochs": 1}}
+        setup = {"threads": 1, "wait": seconds, "side": side, "recipe": Recipe().model_dump()}
         images = (0, max(1, round(1000 * seconds)))
         plan.stages[stage_id] = Stage(
             stage_id, kind, identity, inputs, setup, request, f"{kind} {label}", images
