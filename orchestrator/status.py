@@ -118,10 +118,11 @@ class Observer:
         )
 
     def _find_done(self) -> None:
-        self.done |= self.store.done(t.id for t in self.plan.trials if t.id not in self.done)
-        open_ = (t.stages.values() for t in self.plan.trials if t.id not in self.done)
-        wanted = {i for stages in open_ for i in stages} - self.done
-        self.done |= self.store.done(wanted)
+        open_ = [trial for trial in self.plan.trials if trial.id not in self.done]
+        self.done |= self.store.done(trial.id for trial in open_)
+        left = [trial for trial in open_ if trial.id not in self.done]
+        wanted = {i for trial in left for i in trial.stages.values() if i != trial.id}
+        self.done |= self.store.done(wanted - self.done)
 
     def _running(self, live: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
         """Return the stages that run, by id: the driver's word, else who holds a lease."""

@@ -317,7 +317,7 @@ def _by_label(session: Session, name: str) -> dict[str, list[Stage]]:
 
 
 def _words(label: str) -> list[str]:
-    spaced = "".join(c if c.isalnum() or c in "._=" else " " for c in label.lower())
+    spaced = "".join(c if c.isalnum() or c in "._" else " " for c in label.lower())
     return spaced.split()
 
 
@@ -365,10 +365,13 @@ class _Story:
         watcher = Watcher(self.session.home, self.session.plan.study)
         watcher.settle()
         while True:
-            driver, code = watcher.driver(), self._ended(watcher)
-            self.show()  # after the question, so that the last lines are shown
-            if code is not None:
-                return code
+            driver = watcher.driver()
+            done = all(self.session.store.is_done(stage.id) for stage in self.stages)
+            self.show()  # after the questions, so that the last lines are shown
+            if done:
+                return EXIT_DONE
+            if self._failed(watcher.board or {}):
+                return EXIT_FAILED
             if driver == "none":
                 study = self.session.plan.study
                 click.echo(f"no driver is running; to go on: asymbench run {study}", err=True)
@@ -376,14 +379,10 @@ class _Story:
             time.sleep(_FOLLOW_SECONDS)
             watcher.look()
 
-    def _ended(self, watcher: Any) -> int | None:
-        store, run = self.session.store, (watcher.board or {}).get("run")
-        if all(store.is_done(stage.id) for stage in self.stages):
-            return EXIT_DONE
-        for record in self.last.values():
-            if record["event"] == "failed" and record.get("run") == run:
-                return EXIT_FAILED
-        return None
+    def _failed(self, board: dict[str, Any]) -> bool:
+        """Whether the last that is known of a stage is that it failed in this run."""
+        run = board.get("run")
+        return any(r["event"] == "failed" and r.get("run") == run for r in self.last.values())
 
 
 def _record_lines(stage: Stage, record: dict[str, Any]) -> list[str]:
