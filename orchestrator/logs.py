@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.listener import Listener
 from orchestrator.plan import Stage
-from orchestrator.redaction import redact
+from orchestrator.redaction import redactor
 from orchestrator.store import StageStore
 
 LIMIT = 2 * 2**20
@@ -155,17 +155,23 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", errors="replace") + b"\n"
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: no NaN, no credential, nothing of a class of its own."""
+def plain(value: Any, hide: Callable[[str], str] | None = None) -> Any:
+    """Return a value as JSON can hold it: no NaN, no credential, nothing of a class of its own.
+
+    Args:
+        value: of mappings, lists and plain values.
+        hide: takes the credentials out of text; by default as ``redaction.redact`` does.
+    """
+    hide = hide or redactor()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, hide) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, hide) for item in value]
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return redact(str(value))
+    return hide(str(value))
 
 
 class Tail:

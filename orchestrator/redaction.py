@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
 
@@ -42,11 +42,22 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         text: a URI, or any message.
         environment: variables to look at; this process' by default.
     """
-    text = _SECRET_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
-    text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
-    for value in _secrets(os.environ if environment is None else environment):
-        text = text.replace(value, HIDDEN)
-    return text
+    return redactor(environment)(text)
+
+
+def redactor(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """Return :func:`redact` for many texts: it looks at the environment once."""
+    secrets = _secrets(os.environ if environment is None else environment)
+
+    def hide(text: str) -> str:
+        if "://" in text or "=" in text:
+            text = _SECRET_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
+        text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
+        for value in secrets:
+            text = text.replace(value, HIDDEN)
+        return text
+
+    return hide
 
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:

@@ -130,15 +130,14 @@ class Tally:
         self.states = ["done" if t.id in self.done else "waiting" for t in plan.trials]
         self._counts = {state: self.states.count(state) for state in STATES}
         self._left = needed_stages(plan, self.done)
+        self._key = {stage_id: _likeness(plan.stages[stage_id]) for stage_id in self._left}
         self._alike: dict[Hashable, _Alike] = {}
-        for stage_id in self._left:
-            stage = plan.stages[stage_id]
-            self._alike.setdefault(_likeness(stage), _Alike(stage)).left += 1
-        for stage_id in self._left:
-            stage = plan.stages[stage_id]
-            for parent in set(stage.inputs.values()) & self._left:
-                users = self._alike[_likeness(plan.stages[parent])].users
-                users.add(_likeness(stage))
+        for stage_id, key in self._key.items():
+            self._alike.setdefault(key, _Alike(plan.stages[stage_id])).left += 1
+        for stage_id, key in self._key.items():
+            for parent in plan.stages[stage_id].inputs.values():
+                if parent in self._key:
+                    self._alike[self._key[parent]].users.add(key)
 
     # ---- events --------------------------------------------------------------------------
 
@@ -215,7 +214,7 @@ class Tally:
         if stage_id not in self._left:
             return False
         self._left.discard(stage_id)
-        self._alike[_likeness(self.plan.stages[stage_id])].left -= 1
+        self._alike[self._key[stage_id]].left -= 1
         return True
 
     # ---- what it comes to ----------------------------------------------------------------
@@ -239,8 +238,8 @@ class Tally:
         chains = self._chains(whole)
         longest = 0.0
         for stage_id, record in list(self.running.items()):
-            key = _likeness(record.stage)
             if stage_id in self._left:
+                key = self._key[stage_id]
                 left = self.stage_seconds_left(record)
                 work += left - whole[key]
                 running[key] += 1
