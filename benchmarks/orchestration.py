@@ -39,7 +39,7 @@ from methods.recipe import Recipe
 from orchestrator.board import Board
 from orchestrator.estimates import Estimator
 from orchestrator.listener import Listener
-from orchestrator.plan import Plan, Stage, Trial
+from orchestrator.plan import Plan, Stage, StageKind, Trial
 from orchestrator.progress import Progress
 from orchestrator.scheduling import Dispatch, Options
 from orchestrator.store import StageStore, digest, open_store
@@ -54,7 +54,7 @@ SCORES = Asked(cpus=1.0, gpus=0.0, memory=_LITTLE)
 
 
 def waiting_stage(
-    plan: Plan, kind: str, label: str, seconds: float, inputs: dict[str, str], request: Asked
+    plan: Plan, kind: StageKind, label: str, seconds: float, inputs: dict[str, str], request: Asked
 ) -> str:
     """Add a stage that waits for ``seconds``; return its id."""
     identity = {"kind": kind, "label": label, "inputs": inputs}
@@ -110,10 +110,13 @@ def shared_trials(count: int, share: int, seconds: Callable[[str], float]) -> Pl
                 plan, "gallery", f"group {group}", seconds("gallery"), {}, GALLERY
             )
         stages = {"gallery": gallery}
-        for kind, request in (("query", QUERY), ("metrics", SCORES)):
-            stages[kind] = waiting_stage(
-                plan, kind, f"trial {number}", seconds(kind), dict(stages), request
-            )
+        label = f"trial {number}"
+        stages["query"] = waiting_stage(
+            plan, "query", label, seconds("query"), dict(stages), QUERY
+        )
+        stages["metrics"] = waiting_stage(
+            plan, "metrics", label, seconds("metrics"), dict(stages), SCORES
+        )
         add_trial(plan, str(number), stages)
     return plan
 
@@ -281,11 +284,15 @@ def commit(store: StageStore, stage: Stage) -> None:
         store.commit(stage.id, stage.kind, stage.identity, {}, cost)
 
 
+def _no_wait(descriptor: int) -> None:
+    pass
+
+
 @contextmanager
 def no_disk_waits() -> Iterator[None]:
     """Leave out fsync: what a simulated worker writes need not last."""
     original = os.fsync
-    os.fsync = lambda descriptor: None
+    os.fsync = _no_wait  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -53,6 +53,9 @@ FAULTS = "faults: {lost_worker: 50, lost_node: 50}\n"
 
 TRIALS, STAGES = 24, 72
 
+IDLE_SECONDS = 120.0
+"""Without a stage at work, after which the script goes on all the same."""
+
 _HOOK = '''\
 """Notes which process writes to which stage; in every process, by the name of this module."""
 import os, sys
@@ -115,7 +118,7 @@ def script(seed: int, *, isolated: bool, length: int = 12) -> list[Event]:
     kinds = [k for k in KINDS if isolated or k not in ("cut", "blink")]
     chosen = [*kinds, *draw.choices(kinds, k=max(0, length - len(kinds)))]
     draw.shuffle(chosen)
-    lasts = {"cut": (6.0, 9.0), "blink": (0.3, 1.5), "pause": (1.0, 8.0)}
+    lasts = {"cut": (8.0, 12.0), "blink": (0.3, 1.5), "pause": (1.0, 8.0)}
     return [
         Event(
             kind,
@@ -236,10 +239,10 @@ class Chaos:
             getattr(self, f"_{event.kind}")(event)
 
     def _wait_for_work(self, seconds: float) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + IDLE_SECONDS
         while not self._workers() and self.driver.poll() is None:
             if time.monotonic() > deadline:
-                self.say("nothing has worked for 60 s")
+                self.say(f"nothing has worked for {IDLE_SECONDS:g} s")
                 break
             time.sleep(0.1)
         end = time.monotonic() + seconds
@@ -254,7 +257,8 @@ class Chaos:
         return workers[int(event.pick * len(workers))][1] if workers else None
 
     def _node_of(self, event: Event) -> Node:
-        nodes = [n for n in self.cluster.living() if n is not self.cluster.head]
+        head = self.cluster.head
+        nodes = [n for n in self.cluster.living() if n is not head] or [self.cluster.add()]
         return nodes[int(event.pick * len(nodes))]
 
     def _replace(self, lost: Node, event: Event) -> None:

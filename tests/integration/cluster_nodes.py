@@ -38,11 +38,11 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-    # A node that is gone is noticed after 3 missed checks of 1 s, not after 25 s: tests are short.
+    # A node that is gone is noticed after 5 missed checks of 1 s, not after 25 s: tests are short.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "5",
 }
 
 
@@ -220,7 +220,7 @@ class Cluster:
             node.session = starter.pid
             self.nodes.append(node)
             self._note()
-            code = starter.wait(120)
+            code = starter.wait(300)
         if code != 0 or node.raylet() is None:
             raise RuntimeError(f"node {number} did not start: {log.read_text()[-2000:]}")
         return node
@@ -250,8 +250,8 @@ class Cluster:
         return [*self._inside(self.head), *arguments]
 
     def living(self) -> list[Node]:
-        """Return the nodes that are up and on the network."""
-        return [node for node in self.nodes if node.up and not node.cut]
+        """Return the nodes that are up and on the network; some end by themselves."""
+        return [n for n in self.nodes if n.up and not n.cut and n.raylet() is not None]
 
     def kill_raylet(self, node: Node) -> None:
         """SIGKILL the raylet alone; its workers notice by themselves, or are orphans for a while.
