@@ -116,7 +116,7 @@ class Option:
             if isinstance(value, int) and not self.low <= value <= self.high:
                 value = None
         elif isinstance(self.default, tuple):
-            items = tuple(item.strip() for item in text.split(",")) if text.strip() else ()
+            items = tuple(item.strip(" ") for item in text.split(",")) if text else ()
             fits = all(self._fits(item) for item in items) and len(set(items)) == len(items)
             value = items if fits and (items or self._may_be_empty) else None
         elif self.names:
@@ -376,7 +376,6 @@ GCP = (
         pattern=r"[a-z]+-[a-z]+[0-9]+-[a-z]",
     ),
     _word("head_type", "n2-standard-8", "machine of the head: the driver and the tracker, no GPU"),
-    _whole("head_cpus", 8, 1, 512, "CPU cores of the head"),
     _word("worker_type", "g2-standard-8", "machine of the workers"),
     _word("accelerator", "", "GPU to attach to an n1 machine; a2, a3, g2 have theirs built in"),
     *_WORKERS,
@@ -683,7 +682,6 @@ ON_PREM = (
     ),
     STUDY,
     TRACKER,
-    RAY,
     MLFLOW,
 )
 
