@@ -43,9 +43,10 @@ from orchestrator.store import (
     _is_transient,
     _is_whole,
     _manifest,
+    drop_old,
     file_digest,
 )
-from retrieval.atomic import create_atomic, full_disk, sync
+from retrieval.atomic import create_atomic, full_disk, sync, temporary_name, write_atomic
 from retrieval.errors import InputError, UnknownNameError
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "memory": "", "file": ""}
@@ -140,11 +141,7 @@ class ObjectStore(StageStore):
         return self.remote.read(f"manifests/{stage_id}.json")
 
     def _parse(self, stage_id: str, text: bytes) -> Manifest:
-        try:
-            raw = json.loads(text)
-        except ValueError:
-            raw = None
-        return _manifest(raw, stage_id, f"{self.where}/manifests/{stage_id}.json")
+        return _manifest(_json(text), stage_id, f"{self.where}/manifests/{stage_id}.json")
 
     def read(self, stage_id: str, name: str) -> Path:
         """Return the path of a finished stage's file in the cache; fetched where it is not there.
@@ -166,7 +163,7 @@ class ObjectStore(StageStore):
 
     def _download(self, name: str, path: Path, digest: str) -> bool:
         """Fetch an object; returns whether it is there and has these bytes."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        temporary = temporary_name(path)
         try:
             if not self.remote.download(name, temporary) or file_digest(temporary) != digest:
                 return False
@@ -299,8 +296,7 @@ class ObjectStore(StageStore):
             self._failures = (time.monotonic(), names)
         if f"{_checked(stage_id)}.json" not in names:
             return None
-        text = self.remote.read(f"failures/{stage_id}.json")
-        note = json.loads(text) if text else None
+        note = _json(self.remote.read(f"failures/{stage_id}.json"))
         return note if isinstance(note, dict) else None
 
     def clean(self) -> list[str]:
@@ -309,7 +305,9 @@ class ObjectStore(StageStore):
         for stage_id in self.done([*self.remote.names("work"), *dead]):
             self.remote.clear(f"work/{stage_id}")
             self.remote.clear(f"failures/{stage_id}.json")
-        return super().clean()
+        removed = super().clean()
+        drop_old(self.root.rglob(".*.tmp"))
+        return removed
 
 
 class _Uploads:
@@ -435,7 +433,10 @@ class Remote:
         """See :class:`orchestrator.leases.Notes`."""
         with _as_os_errors():
             if self._is_local:
-                self._fs.makedirs(self._fs._parent(self._path(name)), exist_ok=True)
+                path = Path(self._path(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, data)
+                return
             self._fs.pipe_file(self._path(name), data)
 
     def read(self, name: str) -> bytes | None:
@@ -481,7 +482,7 @@ class Remote:
         """Write a file's bytes to an object."""
         with _as_os_errors():
             if self._is_local:
-                self._fs.makedirs(self._fs._parent(self._path(name)), exist_ok=True)
+                Path(self._path(name)).parent.mkdir(parents=True, exist_ok=True)
             self._fs.put_file(str(path), self._path(name))
 
     def download(self, name: str, path: Path) -> bool:
@@ -504,6 +505,14 @@ def _as_os_errors() -> Iterator[None]:
     except Exception as error:
         reason = redact(f"{type(error).__name__}: {error}").splitlines()[0]
         raise OSError(f"the object store failed: {reason}") from error
+
+
+def _json(text: bytes | None) -> Any:
+    """Return the JSON in an object, or None where there is none that reads."""
+    try:
+        return json.loads(text or b"null")
+    except ValueError:
+        return None
 
 
 def _protocol(uri: str) -> str:

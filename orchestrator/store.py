@@ -56,6 +56,9 @@ LAYOUT = 1
 RECORD = "store.json"
 """What all who share a store agree on."""
 
+OLD = 86_400.0
+"""Seconds after which a file that was being written is no longer; more than clocks differ."""
+
 ID = re.compile(r"[0-9a-f]{64}")
 
 _log = logging.getLogger(__name__)
@@ -407,8 +410,7 @@ class StageStore:
         lease, _ = self._held[stage_id]
 
         def saved(path: Path, files: dict[str, str]) -> None:
-            reason = lease.lost()  # no use in training on
-            if reason is not None:
+            if (reason := _why_lost(lease)) is not None:  # no use in training on
                 raise LeaseLost(reason)
 
         return saved
@@ -554,6 +556,8 @@ class StageStore:
             (self.root / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
             leases.forget(stage_id)
             removed.append(stage_id)
+        for place in ("", "stages/", "work/", "failures/", "leases/", "leases/*/"):
+            drop_old(self.root.glob(f"{place}.*.tmp"))
         return removed
 
 
@@ -676,6 +680,16 @@ def _is_whole(path: Path, entry: Mapping[str, Any], folder: Path) -> bool:
     if path.resolve() != folder.resolve() / path.relative_to(folder) or not path.is_file():
         return False
     return bool(path.stat().st_size == entry["bytes"] and file_digest(path) == entry["sha256"])
+
+
+def drop_old(paths: Iterable[Path]) -> None:
+    """Remove files that writers who died left half-written; one that lives is quicker."""
+    for path in paths:
+        try:
+            if time.time() - path.stat().st_mtime > OLD:
+                path.unlink()
+        except FileNotFoundError:
+            continue
 
 
 def _is_transient(path: Path, work: Path) -> bool:

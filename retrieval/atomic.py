@@ -36,8 +36,7 @@ def open_atomic(path: Path, *, size: int = 0) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    # Machines that share a folder can have equal process ids.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("xb") as stream:
             yield stream
@@ -60,9 +59,9 @@ def create_atomic(path: Path, data: bytes) -> None:
         FileExistsError: there is such a file.
         OSError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(path)
     try:
-        write_atomic(temporary, data)
+        _write(temporary, data)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -72,14 +71,25 @@ def create_atomic(path: Path, data: bytes) -> None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            with path.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            _write(path, data)
         sync(path.parent)
+    except OSError as error:
+        raise full_disk(error, path, len(data)) from error
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a file that no other writer of it has, on any machine."""
+    # Machines that share a folder can have equal process ids.
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def full_disk(error: OSError, path: Path, needed: int) -> OSError:
