@@ -313,7 +313,11 @@ def _by_label(session: Session, name: str) -> dict[str, list[Stage]]:
     if named:
         return named
     wanted = set(words)
-    return {t.id: _path(session, t) for t in session.plan.trials if wanted <= set(_words(t.label))}
+    trials = {
+        t.id: _path(session, t) for t in session.plan.trials if wanted <= set(_words(t.label))
+    }
+    stages = session.plan.stages.items()
+    return trials or {i: [s] for i, s in stages if wanted <= set(_words(s.label))}
 
 
 def _words(label: str) -> list[str]:

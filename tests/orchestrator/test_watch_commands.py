@@ -345,7 +345,7 @@ def test_a_trial_is_found_by_id_prefix_label_and_words(story, asymbench):
 
 def test_a_stage_is_found_by_its_id_and_by_its_label(story, asymbench):
     gallery = stage_of(story, 0, "gallery")
-    for name in (gallery.id, gallery.id[:12], gallery.label):
+    for name in (gallery.id, gallery.id[:12], gallery.label, "gallery csch s0"):
         events = {json.loads(x)["id"] for x in asymbench("logs", name, "--json").out.splitlines()}
         assert events == {gallery.id}
 
