@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -33,7 +34,7 @@ from orchestrator.tracking_uri import default_uri
 ROOT = Path(__file__).resolve().parents[2]
 KEY = hashlib.sha256(b"trial").hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
-AWKWARD = "my runs é#1"
+AWKWARD = "my 100%25 runs? é#1"
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +83,14 @@ def rows(home: Path, query: str, *args: Any) -> list[tuple[Any, ...]]:
 
 
 def runs(home: Path, key: str = KEY) -> list[tuple[Any, ...]]:
-    """Return (run id, status, name, experiment) of the runs with this key, by start."""
+    """Return (run id, status, name, experiment) of the active runs with this key, by start."""
     return rows(
         home,
         "select r.run_uuid, r.status, r.name, e.name from runs r "
         "join tags t on t.run_uuid = r.run_uuid and t.key = 'asymbench.key' "
         "join experiments e on e.experiment_id = r.experiment_id "
-        "where t.value = ? and e.name != 'made-by-the-template' order by r.start_time",
+        "where t.value = ? and r.lifecycle_stage = 'active' "
+        "and e.name != 'made-by-the-template' order by r.start_time",
         key,
     )
 
@@ -275,7 +277,7 @@ def test_changed_param_keeps_the_old_value_and_is_noted(home: Path) -> None:
 
 
 @pytest.mark.mlflow
-def test_two_old_runs_of_one_key_keep_the_oldest_and_mark_the_other(home: Path) -> None:
+def test_two_old_runs_of_one_key_keep_the_oldest_and_delete_the_other(home: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=default_uri(home))
@@ -292,7 +294,8 @@ def test_two_old_runs_of_one_key_keep_the_oldest_and_mark_the_other(home: Path) 
         assert len(report.notes) == expected_notes
     assert texts(home, "tags", late)["superseded_by"] == early
     assert "superseded_by" not in texts(home, "tags", early)
-    assert len(runs(home)) == 2
+    assert [run[0] for run in runs(home)] == [early]
+    assert client.get_run(late).info.lifecycle_stage == "deleted"  # restorable, and says for what
 
 
 @pytest.mark.mlflow
@@ -673,19 +676,432 @@ def test_breaker_stops_asking_a_tracker_that_is_away(
 
 
 @pytest.mark.mlflow
-def test_points_beyond_the_buffer_are_dropped_and_the_run_reported_incomplete(
+def test_points_beyond_the_buffer_of_a_failed_run_are_reported(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "_MAX_BUFFERED", 10)
     tracker = MlflowTracker(None, None, home)
     tracker.open(record())
     epochs(tracker, range(20))
-    tracker.finish(KEY, "FINISHED", {"map": 0.5})
+    tracker.finish(KEY, "FAILED", {"map": 0.5})
     report = tracker.close(30)
     (failure,) = report.failures
     assert "points dropped" in failure.reason
     assert report.points == 10 + 1
     assert marks(home) == []
+
+
+def history(home: Path, steps: range, key: str = KEY) -> Path:
+    """Write what `epochs` sends as a stage keeps it."""
+    path = home / f"{key}.json"
+    entries = [{"epoch": s, "loss/center": 1.0 / (s + 1), "lr": 1e-3} for s in steps]
+    path.write_text(json.dumps(entries))
+    return path
+
+
+@pytest.mark.mlflow
+def test_points_beyond_the_buffer_of_a_finished_run_come_from_the_store(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_MAX_BUFFERED", 10)
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record())
+    epochs(tracker, range(20))
+    end = history(home, range(20))
+    tracker.finish(KEY, "FINISHED", {"map": 0.5}, histories=[end])
+    report = tracker.close(30)
+    assert (report.failures, report.points) == ((), 41)
+    ((run_id, *_),) = runs(home)
+    assert points(home, run_id, "loss/center") == [(s, 1.0 / (s + 1)) for s in range(20)]
+
+
+def test_hours_of_outage_keep_a_bounded_number_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_DRAIN_S", 0.01)
+    monkeypatch.setattr(tracking, "_MAX_WAITING", 5)
+
+    def away() -> Any:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(tracking, "_import_mlflow", away)
+    tracker = MlflowTracker("http://tracker.invalid", None, tmp_path)
+    keys = [f"{i:064x}" for i in range(200)]
+    for key in keys:
+        tracker.open(record(key))
+        epochs(tracker, range(50), key)
+        tracker.finish(key, "FINISHED", histories=[history(tmp_path, range(50), key)])
+        assert not tracker.flush(5)
+        end = time.monotonic() + 20
+        while tracker._inbox and time.monotonic() < end:
+            time.sleep(0.005)
+        assert tracker._buffered <= 50
+    assert tracker._trips
+    assert len(tracker._runs) <= 5 + 3  # three failures in a row make it an outage
+    report = tracker.close(5)
+    assert {failure.key for failure in report.failures} == set(keys)
+
+
+@pytest.mark.mlflow
+def test_flush_waits_until_everything_is_sent(home: Path) -> None:
+    tracker = MlflowTracker(None, None, home)
+    assert tracker.flush(0)  # nothing was handed over
+    tracker.open(record())
+    tracker.finish(KEY, "FINISHED", {"map": 0.5}, histories=[history(home, range(3))])
+    assert tracker.flush(60)
+    ((run_id, status, *_),) = runs(home)
+    assert (status, len(points(home, run_id, "lr"))) == ("FINISHED", 3)
+    tracker.close(5)
+
+
+@pytest.mark.mlflow
+def test_damaged_history_is_a_failure_and_the_rest_of_the_run_is_there(home: Path) -> None:
+    torn = home / "history.json"
+    torn.write_text('[{"epoch": 0, "lr"')
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record())
+    tracker.finish(KEY, "FINISHED", {"map": 0.5}, histories=[torn])
+    (failure,) = tracker.close(30).failures
+    assert "JSONDecodeError" in failure.reason
+    ((run_id, status, *_),) = runs(home)
+    assert (status, points(home, run_id, "map")) == ("FINISHED", [(0, 0.5)])
+
+
+class _Answering(BaseHTTPRequestHandler):
+    """A server, or a proxy before one, that answers every request alike."""
+
+    status, body = 500, b""
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.status)
+        self.send_header("Retry-After", "1000")
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_POST = do_PATCH = _answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.mlflow
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, b"<html>Internal Server Error</html>"),
+        (500, b'{"error_code": "INTERNAL_ERROR", "message": "database"}'),
+        (502, b"<html>Bad Gateway</html>"),
+        (503, b""),
+        (429, b"slow down"),
+        (429, b'{"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "slow down"}'),
+        (404, b"default backend - 404"),
+        (401, b"who are you"),
+        (400, b'{"error_code": "BAD_REQUEST", "message": "connection already closed"}'),
+        (200, b"<html>please log in</html>"),
+    ],
+)
+def test_an_answer_that_is_no_refusal_keeps_the_run_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes
+) -> None:
+    monkeypatch.setattr(tracking, "_CLOSING_PAUSES_S", (0.01,))
+    handler = type("Handler", (_Answering,), {"status": status, "body": body})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tracker = MlflowTracker(f"http://127.0.0.1:{server.server_port}", None, tmp_path)
+        tracker.open(record())
+        epochs(tracker, range(3))
+        tracker.finish(KEY, "FINISHED", {"map": 0.5})
+        start = time.monotonic()
+        report = tracker.close(60)
+        assert time.monotonic() - start < 50
+        server.shutdown()
+    assert [failure.key for failure in report.failures] == [KEY]
+    assert tracker._runs[KEY].pending  # kept, with all its points
+    assert len(tracker._runs[KEY].points) == 6
+    assert tracker._runs[KEY].failures == []
+
+
+# -- one run and one point, whoever sends ----------------------------------------------------
+
+
+def copies(home: Path) -> list[tuple[Any, ...]]:
+    """Return the points that an active run has more than once."""
+    return rows(
+        home,
+        "select m.run_uuid, m.key, m.step, count(*) from metrics m join runs r "
+        "on r.run_uuid = m.run_uuid and r.lifecycle_stage = 'active' "
+        "group by m.run_uuid, m.key, m.step having count(*) > 1",
+    )
+
+
+@pytest.mark.mlflow
+def test_time_of_a_point_follows_from_the_start_of_the_run_and_the_step(home: Path) -> None:
+    for steps in (range(2), range(4)):  # by two drivers
+        tracker = MlflowTracker(None, None, home)
+        tracker.open(record())
+        epochs(tracker, steps)
+        assert tracker.close(30).ok
+    ((run_id, *_),) = runs(home)
+    ((start,),) = rows(home, "select start_time from runs where run_uuid = ?", run_id)
+    found = rows(home, "select step, timestamp from metrics where key = 'lr' order by step")
+    assert found == [(step, start + 1 + step) for step in range(4)]
+
+
+@pytest.mark.mlflow
+def test_batch_of_a_killed_driver_that_arrives_late_is_no_second_row(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next driver has read the run before the batch was stored, and sends it, too."""
+    from mlflow import MlflowClient
+
+    killed = MlflowTracker(None, None, home)
+    killed.open(record())
+    epochs(killed, range(5))
+    assert killed.close(30).ok
+    monkeypatch.setattr(MlflowClient, "get_metric_history", lambda *a: [])
+    later = MlflowTracker(None, None, home)
+    later.open(record())
+    epochs(later, range(7))
+    later.finish(KEY, "FINISHED", {"map": 0.5})
+    report = later.close(30)
+    assert (report.failures, report.points) == ((), 15)  # it sent all of them
+    ((run_id, *_),) = runs(home)
+    assert copies(home) == []
+    assert [step for step, _ in points(home, run_id, "lr")] == list(range(7))
+
+
+@pytest.mark.mlflow
+@pytest.mark.parametrize("drivers", [2, 4])
+def test_drivers_that_share_no_lock_make_one_run_with_every_point_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, drivers: int
+) -> None:
+    """As on a tracking server: nothing but MLflow itself is between them."""
+    monkeypatch.setattr(MlflowTracker, "_exclusive", lambda self: nullcontext())
+    keys = [hashlib.sha256(bytes([i])).hexdigest() for i in range(6)]
+    barrier = threading.Barrier(drivers)
+    real = MlflowTracker._keep_one
+
+    def at_once(self: MlflowTracker, wanted: RunRecord) -> Any:
+        found = real(self, wanted)
+        if found is None and wanted.key == keys[0]:
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait(20)  # all of them have seen that there is no run
+        return found
+
+    monkeypatch.setattr(MlflowTracker, "_keep_one", at_once)
+    monkeypatch.setattr(tracking, "_CLOSING_PAUSES_S", (0.1,) * 10)
+    ends = {key: history(home, range(8), key) for key in keys}
+    trackers = [MlflowTracker(None, None, home, verify=True) for _ in range(drivers)]
+    for tracker in trackers:
+        for key in keys:
+            tracker.open(record(key, params={"bits": 32}))
+            tracker.finish(key, "FINISHED", {"map": 0.5}, histories=[ends[key]])
+    reports: list[TrackingReport] = []
+    threads = [threading.Thread(target=lambda t=t: reports.append(t.close(100))) for t in trackers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.failures for report in reports] == [()] * drivers
+    assert sum(report.created for report in reports) >= len(keys)
+    assert copies(home) == []
+    for key in keys:
+        ((run_id, status, *_),) = runs(home, key)
+        assert status == "FINISHED"
+        assert points(home, run_id, "loss/center") == [(s, 1.0 / (s + 1)) for s in range(8)]
+        assert points(home, run_id, "map") == [(7, 0.5)]
+
+
+@pytest.mark.mlflow
+def test_run_deleted_by_a_user_while_it_goes_on_is_restored_with_all_points(home: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record(params={"bits": 32}))
+    epochs(tracker, range(2))
+    assert tracker.flush(30)
+    ((run_id, *_),) = runs(home)
+    MlflowClient(tracking_uri=default_uri(home)).delete_run(run_id)
+    epochs(tracker, range(2, 4))
+    tracker.finish(KEY, "FINISHED", {"map": 0.5})
+    report = tracker.close(30)
+    assert report.failures == ()
+    assert report.notes == (f"run {run_id} had been deleted in MLflow; restored",)
+    assert [(found, status) for found, status, *_ in runs(home)] == [(run_id, "FINISHED")]
+    assert [step for step, _ in points(home, run_id, "lr")] == [0, 1, 2, 3]
+
+
+@pytest.mark.mlflow
+def test_run_erased_while_it_goes_on_is_made_again_with_all_points(home: Path) -> None:
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record(params={"bits": 32}))
+    epochs(tracker, range(2))
+    assert tracker.flush(30)
+    ((run_id, *_),) = runs(home)
+    with closing(sqlite3.connect(home / "mlflow.db")) as connection:  # as `mlflow gc` does
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            connection.execute(f"delete from {table} where run_uuid = ?", (run_id,))
+        connection.commit()
+    epochs(tracker, range(2, 4))
+    tracker.finish(KEY, "FINISHED", {"map": 0.5})
+    assert tracker.close(30).failures == ()
+    ((again, status, *_),) = runs(home)
+    assert (again != run_id, status) == (True, "FINISHED")
+    assert [step for step, _ in points(home, again, "lr")] == [0, 1, 2, 3]
+    assert texts(home, "params", again) == {"bits": "32"}
+
+
+@pytest.mark.mlflow
+def test_experiment_deleted_while_runs_go_on_is_restored_with_them(home: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=default_uri(home))
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record())
+    epochs(tracker, range(2))
+    assert tracker.flush(30)
+    client.delete_experiment(client.get_experiment_by_name("study").experiment_id)
+    tracker.open(record(OTHER))  # a new run, into an experiment known to exist
+    epochs(tracker, range(2, 4))
+    for key in (KEY, OTHER):
+        tracker.finish(key, "FINISHED", {"map": 0.5})
+    assert tracker.close(30).failures == ()
+    assert client.get_experiment_by_name("study").lifecycle_stage == "active"
+    ((run_id, status, *_),) = runs(home)
+    assert status == "FINISHED"
+    assert [step for step, _ in points(home, run_id, "lr")] == [0, 1, 2, 3]
+    assert len(runs(home, OTHER)) == 1
+
+
+@pytest.mark.mlflow
+def test_database_removed_while_a_run_goes_on_is_made_anew_with_all_points(home: Path) -> None:
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record())
+    epochs(tracker, range(2))
+    assert tracker.flush(30)
+    (home / "mlflow.db").unlink()
+    epochs(tracker, range(2, 4))
+    tracker.finish(KEY, "FINISHED", {"map": 0.5})
+    report = tracker.close(60)
+    assert report.failures == ()
+    assert report.notes == ("the database was removed while the run went on; made anew",)
+    ((run_id, *_),) = runs(home)
+    assert [step for step, _ in points(home, run_id, "lr")] == [0, 1, 2, 3]
+    assert points(home, run_id, "map") == [(3, 0.5)]
+
+
+@pytest.mark.mlflow
+def test_changed_value_of_an_epoch_is_the_one_shown_and_is_noted(home: Path) -> None:
+    for value in (0.5, 0.25, 0.25):
+        tracker = MlflowTracker(None, None, home)
+        tracker.open(record())
+        tracker.metrics(KEY, 3, {"loss": value})
+        report = tracker.close(30)
+        assert report.ok
+    ((run_id, *_),) = runs(home)
+    assert points(home, run_id, "loss") == [(3, 0.5), (3, 0.25)]
+    shown = "select value from latest_metrics where run_uuid = ? and key = 'loss'"
+    assert rows(home, shown, run_id) == [(0.25,)]
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record())
+    tracker.metrics(KEY, 3, {"loss": 0.125})
+    (note,) = tracker.close(30).notes
+    assert "values have changed" in note
+
+
+@pytest.mark.mlflow
+def test_verifying_tracker_asks_mlflow_and_leaves_a_complete_run_alone(home: Path) -> None:
+    end = history(home, range(3))
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record())
+    tracker.finish(KEY, "FINISHED", {"map": 0.5}, histories=[end])
+    assert tracker.close(30).ok
+    ((run_id, *_),) = runs(home)
+    digest = mirror_digest("study", "FINISHED", {"map": 0.5})
+    assert texts(home, "tags", run_id)["asymbench.mirrored"] == digest
+    before = rows(home, "select * from runs") + rows(home, "select * from metrics")
+    for mark in marks(home):
+        mark.unlink()
+    again = MlflowTracker(None, None, home, verify=True)
+    assert not again.is_mirrored(KEY, digest)
+    again.open(record())
+    again.finish(KEY, "FINISHED", {"map": 0.5}, histories=[end])
+    report = again.close(30)
+    assert (report.unchanged, report.reopened, report.points) == (1, 0, 0)
+    assert rows(home, "select * from runs") + rows(home, "select * from metrics") == before
+    assert MlflowTracker(None, None, home).is_mirrored(KEY, digest)
+
+
+@pytest.mark.mlflow
+def test_run_that_fails_again_with_the_same_reason_does_not_stay_running(home: Path) -> None:
+    for _ in range(2):
+        tracker = MlflowTracker(None, None, home)
+        tracker.open(record())
+        epochs(tracker, range(2))
+        assert tracker.flush(30)
+        assert runs(home)[0][1] == "RUNNING"
+        tracker.finish(KEY, "FAILED", tags={"failure": "bug"})
+        assert tracker.close(30).ok
+        assert runs(home)[0][1] == "FAILED"
+
+
+# -- what is sent ----------------------------------------------------------------------------
+
+
+@pytest.mark.mlflow
+def test_files_from_outside_the_home_and_the_store_are_not_sent(
+    home: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "id_rsa"
+    outside.write_text("private")
+    (home / "link").symlink_to(outside)
+    (home / "good").write_text("good")
+    artifacts: list[Any] = [
+        (outside, ""),
+        (home / "link", ""),
+        (home / ".." / "id_rsa", ""),
+        (home / "good", "../../elsewhere"),
+        (home / "good", "/elsewhere"),
+        (home / "good", "a\\..\\b"),
+        (home / "good", "kept"),
+    ]
+    for left_out in artifacts[:-1]:
+        tracker = MlflowTracker(None, None, home)
+        tracker.open(record())
+        tracker.finish(KEY, "FINISHED", {}, {}, [left_out, artifacts[-1]])
+        (failure,) = tracker.close(30).failures
+        assert failure.reason.startswith("ValueError: ")
+    sent = [path.name for path in (home / "artifacts").rglob("*") if path.is_file()]
+    assert sent == ["good"]
+
+
+@pytest.mark.mlflow
+def test_credentials_of_the_environment_are_in_no_param_tag_or_reason(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2hunter2")
+    told = "login failed for hunter2hunter2 at http://me:swordfish@host/"
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record(params={"note": told}, tags={"note": told}))
+    tracker.finish(KEY, "FAILED", {}, {"failure": told}, [(home / told, "")])
+    report = tracker.close(30)
+    assert not report.ok
+    dump = repr(report) + repr(rows(home, "select * from tags"))
+    dump += repr(rows(home, "select * from params")) + "".join(m.read_text() for m in marks(home))
+    assert "login failed for ***" in dump
+    for secret in ("hunter2hunter2", "swordfish"):
+        assert secret not in dump
+
+
+@pytest.mark.mlflow
+def test_mlflow_may_not_unpickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    tracking._import_mlflow()
+    from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
+
+    assert MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
 
 
 # -- the rest --------------------------------------------------------------------------------
