@@ -200,10 +200,6 @@ class Request:
         selectors = {key: str(Selector.parse(text)) for key, text in self.labels.items()}
         return [dict(selectors) for _ in range(self.workers)]
 
-    def to_ray(self) -> dict[str, float]:
-        """Return the bundle of a stage with one worker."""
-        return self.bundle()
-
     def grown(self, node: Node | None = None) -> Request | None:
         """Return the request with which to try again after the memory was not enough.
 
@@ -397,41 +393,27 @@ def visible_cpus() -> int:
 # ---- what cannot be met ------------------------------------------------------------------
 
 
-def check_feasible(
-    requests: Iterable[tuple[str, Request]] | Iterable[Request],
-    capacity: Capacity | None = None,
-    *,
-    cpus: float = 0.0,
-    gpus: float = 0.0,
-) -> None:
+def check_feasible(requests: Iterable[tuple[str, Request]], capacity: Capacity) -> None:
     """Refuse requests that the cluster can never meet; Ray would wait without a word.
 
     A worker's bundle must fit on one node, and all workers of a stage on the cluster at once.
 
     Args:
         requests: (kind of stage, request).
-        capacity: the nodes; without any, one node with ``cpus`` and ``gpus``.
-        cpus: CPU cores of the one node.
-        gpus: GPUs of the one node.
+        capacity: the nodes.
 
     Raises:
         ResourceError: with what is asked, what the largest node has, and how to lower it.
     """
-    capacity = capacity or Capacity((Node(cpus=cpus, gpus=gpus),))
-    seen: list[tuple[str, Request]] = []
-    for entry in requests:
-        kind, request = entry if isinstance(entry, tuple) else ("", entry)
-        if (kind, request) not in seen:
-            seen.append((kind, request))
-            _check_one(kind, request, capacity)
+    for kind, request in dict.fromkeys(requests):
+        _check_one(kind, request, capacity)
 
 
 def _check_one(kind: str, request: Request, capacity: Capacity) -> None:
     room = sum(node.holds(request) for node in capacity.nodes)
     if room >= request.workers:
         return
-    subject = f"{kind} stages ask" if kind else "a stage asks"
-    key = f"resources.{kind}" if kind else "resources"
+    subject, key = f"{kind} stages ask", f"resources.{kind}"
     for check in (_labels_missing, _custom_missing, _too_large):
         problem = check(request, capacity)
         if problem:
@@ -495,9 +477,6 @@ def _over(request: Request, nodes: Sequence[Node]) -> list[tuple[str, str]]:
 
 # ---- defaults ----------------------------------------------------------------------------
 
-_GPU_SHARE = {"gallery": 1.0, "joint": 1.0, "recording": 0.5, "query": 0.25, "centers": 0.25}
-"""Share of a GPU by kind of stage where nobody knows how much GPU memory it needs."""
-
 
 def gpu_share(needed: float, available: float) -> float:
     """Return the smallest share of a GPU, of 1, 1/2, ... 1/8, that holds ``needed`` bytes.
@@ -510,32 +489,3 @@ def gpu_share(needed: float, available: float) -> float:
         1 also where it does not fit: the whole GPU is the most that one worker can have.
     """
     return min((share for share in SHARES if needed <= share * available), default=1.0)
-
-
-def default_request(
-    kind: str,
-    *,
-    threads: int,
-    gpus: float,
-    gpu_needed: float | None = None,
-    gpu_memory: float = 16e9,
-    memory: int = 0,
-    workers: int = 1,
-) -> Request:
-    """Return what a stage asks for where the study says nothing.
-
-    Args:
-        kind: the stage's kind.
-        threads: CPU threads that it computes with.
-        gpus: GPUs of the whole cluster.
-        gpu_needed: bytes of GPU memory that it is estimated to need; None takes a share by kind.
-        gpu_memory: bytes of one GPU of the cluster.
-        memory: bytes of memory to ask for; 0 asks for none.
-        workers: processes that train it together.
-    """
-    share = _GPU_SHARE.get(kind, 0.0) if gpus else 0.0
-    if share and gpu_needed is not None:
-        share = gpu_share(gpu_needed, gpu_memory)
-    if workers > 1 and share:  # workers that wait for each other at every step share with nobody
-        share = 1.0
-    return Request(cpus=float(threads), gpus=share, memory=memory, workers=workers)

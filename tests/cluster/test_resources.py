@@ -14,7 +14,6 @@ from cluster.resources import (
     ResourceError,
     Selector,
     check_feasible,
-    default_request,
     gpu_share,
     memory_text,
     parse_memory,
@@ -327,27 +326,6 @@ def test_one_machine_is_told_without_a_word_on_the_largest():
 )
 def test_a_share_is_the_smallest_that_holds_what_is_needed(needed, share):
     assert gpu_share(needed, 16e9) == share
-
-
-@pytest.mark.parametrize(
-    ("kind", "share"),
-    [("gallery", 1.0), ("joint", 1.0), ("recording", 0.5), ("query", 0.25), ("metrics", 0.0)],
-)
-def test_defaults_share_gpus_by_kind_where_the_need_is_not_known(kind, share):
-    assert default_request(kind, threads=2, gpus=4.0) == Request(cpus=2.0, gpus=share)
-    assert default_request(kind, threads=2, gpus=0.0) == Request(cpus=2.0)
-
-
-def test_defaults_share_gpus_by_need_where_it_is_known():
-    made = default_request("query", threads=1, gpus=8.0, gpu_needed=4e9, gpu_memory=40e9)
-    assert made.gpus == 0.125
-    assert default_request("metrics", threads=1, gpus=8.0, gpu_needed=4e9).gpus == 0.0
-    assert default_request("query", threads=1, gpus=0.0, gpu_needed=4e9).gpus == 0.0
-
-
-def test_workers_that_train_together_have_whole_gpus():
-    made = default_request("query", threads=1, gpus=8.0, gpu_needed=1e9, memory=10**9, workers=4)
-    assert made == Request(cpus=1.0, gpus=1.0, memory=10**9, workers=4)
 
 
 def test_visible_cpus_are_those_of_the_affinity_mask(monkeypatch):
