@@ -29,6 +29,7 @@ from cluster.peers import DISCONNECTED, PeerFailed, node_address, node_id, start
 from methods.base import METHODS, CentersSpec, HashMethod, Schedule, Task
 from methods.pairs import SideSpec
 from methods.recipe import Recipe
+from orchestrator.checkpoints import Checkpoints, save_tensors
 from orchestrator.errors import StageBusy
 from orchestrator.recording import Recorder, Replay, save_array
 from orchestrator.store import Manifest, StageStore, open_store, write_json
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from methods.networks import HashNetwork
     from methods.parallel import Group
     from methods.training import EpochReport, Learner, Trainer, TrainingData
-    from orchestrator.checkpoints import Checkpoints
     from retrieval.datasets.base import Score
 
 Report = Callable[[dict[str, Any]], None]
@@ -422,9 +422,9 @@ class _Runner:
         """Run a trainer to its end, with checkpoints and reports; return its speed."""
         import torch
 
-        checkpoints = self.checkpoints()
+        checkpoints = self.checkpoints() if self.leads else None  # the lease's holder has them
         images = seconds = 0.0
-        found = checkpoints.load() if self.leads else None
+        found = checkpoints.load() if checkpoints is not None else None
         given = {**found[1], "epoch": torch.tensor(found[0])} if found else None
         tensors = self.group.broadcast(given)
         if tensors is not None:
@@ -440,7 +440,7 @@ class _Runner:
             seconds += report.seconds
             self.history.append({"epoch": report.epoch, **report.metrics})
             # After the last epoch in any case: encoding a gallery can take long.
-            if self.leads and checkpoints.due(trainer.epoch, epochs):
+            if checkpoints is not None and checkpoints.due(trainer.epoch, epochs):
                 spent = time.perf_counter() - self._started + self.earlier_seconds
                 notes = {
                     "history": self.history,
@@ -517,12 +517,8 @@ class _Runner:
             save_array(self.folder / name, array)
 
     def save_weights(self, network: HashNetwork, name: str) -> None:
-        from safetensors.torch import save_file
-
-        if not self.leads:
-            return
-        tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        save_file(tensors, self.folder / name)
+        if self.leads:
+            save_tensors(self.folder / name, network.state_dict())
 
     def frozen_gallery(self, side: dict[str, Any], head: str) -> HashNetwork:
         """Return the network of the gallery stage that this stage consumes."""
