@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_S = 120.0
+START_S = 240.0
 
 
 def free_port() -> int:
@@ -104,6 +104,7 @@ class Postgres:
         import psycopg2
 
         with contextlib.closing(self._connect(psycopg2, "mlflow")) as connection:
+            connection.autocommit = True
             cursor = connection.cursor()
             cursor.execute(query, values)
             return list(cursor.fetchall())
