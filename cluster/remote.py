@@ -315,14 +315,20 @@ def drive(
     """
     out, err = out or sys.stdout.buffer, err or sys.stderr.buffer
     with client(address):
-        facts = _head_facts(distribution, job.home_variable)
-        _check_versions(facts, distribution, version)
-        if not (job.home or facts["home"]):
-            raise RemoteError(
-                f"where results lie on the cluster is not known: {job.home_variable} is set "
-                "neither there nor here; give --home /an/absolute/path"
-            )
-        driver = _obtain(job, facts, patience, detach, err)
+        import ray
+
+        try:
+            facts = _head_facts(distribution, job.home_variable)
+            _check_versions(facts, distribution, version)
+            if not (job.home or facts["home"]):
+                raise RemoteError(
+                    f"where results lie on the cluster is not known: {job.home_variable} is set "
+                    "neither there nor here; give --home /an/absolute/path"
+                )
+            driver = _obtain(job, facts, patience, detach, err)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            said = " ".join(str(error).split())[-400:]
+            raise RemoteError(f"the cluster at {address} stopped answering: {said}") from None
         return _follow(driver, detach, patience, out, err)
 
 
