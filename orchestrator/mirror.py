@@ -158,6 +158,15 @@ class Mirror(Listener):
             # Not all at once into memory; a tracker that is away is waited for once.
             answers = answers and self.tracker.flush(patience)
 
+    def end_failed(self) -> None:
+        """End the runs of what failed last time and is not in work now, as the store tells it."""
+        for stage in self.plan.stages.values():
+            if self.store.is_done(stage.id) or self.store.is_running(stage.id):
+                continue
+            failure = self.store.failure(stage.id)
+            if failure is not None:
+                self.stage_failed(stage, failure)
+
     def _finish_stage(self, stage: Stage) -> None:
         manifest = self.store.manifest(stage.id)
         metrics = _numbers({**manifest.result, **manifest.cost})

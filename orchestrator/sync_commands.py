@@ -122,6 +122,7 @@ def sync_study(session: Session, uri: str | None = None) -> Outcome:
     tracker = MlflowTracker(where, None, session.home, roots=[store.root], verify=True)
     try:
         mirror = Mirror(plan, store, tracker, session.home, session.study.kind)
+        mirror.end_failed()
         mirror.complete(_PATIENCE)
     except BaseException:
         tracker.close(0)
