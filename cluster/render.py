@@ -937,7 +937,8 @@ def _commands(place: str, values: Mapping[str, Value]) -> dict[str, str]:
 def _template(place: str, path: str) -> str:
     if path in _SHARED:
         return f"{_SHARED[path]}.j2"
-    return f"{path}.j2" if path.startswith("tracker/") else f"{place}/{path}.j2"
+    visible = path.replace("/.", "/").removeprefix(".")  # packages leave hidden files out
+    return f"{visible}.j2" if path.startswith("tracker/") else f"{place}/{visible}.j2"
 
 
 _USED_WITH = {
