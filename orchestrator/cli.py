@@ -161,13 +161,19 @@ def run(
     for line in result.tracking[:5]:
         click.echo(f"not mirrored to MLflow: {line}", err=True)
     if result.tracking:
-        click.echo("the results are complete in the store; run again to complete MLflow", err=True)
+        complete = shlex.join(["asymbench", "sync", session.plan.study])
+        click.echo(
+            f"the results are complete in the store; to complete MLflow: {complete}", err=True
+        )
     elif session.study.tracking.enabled and not session.study.tracking.uri:
-        database = session.home / "mlflow.db"
+        from orchestrator.tracking_uri import default_uri
+
         command = Path(sys.executable).with_name("mlflow")
         shown = os.path.relpath(command) if command.exists() else "mlflow"
         click.echo(
-            f"compare in MLflow: {shown} ui --backend-store-uri sqlite:///{database}", err=True
+            f"compare in MLflow: {shown} ui --backend-store-uri "
+            f"{shlex.quote(default_uri(session.home))}",
+            err=True,
         )
     if result.failed:
         click.echo(
