@@ -328,6 +328,8 @@ class _Uploads:
 
     def offer(self, path: Path, files: dict[str, str]) -> None:
         """Upload this checkpoint now, or leave it for one that comes later."""
+        if self._seconds == math.inf:
+            return
         self._waiting = path, files
         busy = self._thread is not None and self._thread.is_alive()
         if busy or time.monotonic() - self._last < self._seconds:
@@ -338,7 +340,7 @@ class _Uploads:
         """Wait for what is under way; upload what is newer, if ``flush``."""
         if self._thread is not None:
             self._thread.join()
-        if flush and self._waiting is not None and self._seconds < math.inf:
+        if flush and self._waiting is not None:
             self._start()
             assert self._thread is not None
             self._thread.join()
