@@ -1133,7 +1133,7 @@ class MlflowTracker:
             return None
         try:
             found = self._database.stat()
-        except OSError:
+        except FileNotFoundError:  # anything else is a disk that is away
             return None
         return (found.st_dev, found.st_ino)
 

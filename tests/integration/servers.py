@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -52,7 +53,8 @@ def _as_user() -> dict[str, Any]:
     """Return the arguments with which a program runs as nobody: PostgreSQL refuses root."""
     if os.getuid() != 0:
         return {}
-    return {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 @dataclass
@@ -156,7 +158,7 @@ def postgres() -> Iterator[Postgres]:
     """A private PostgreSQL; its folder is one that the user it runs as can reach."""
     folder = Path(tempfile.mkdtemp(prefix="asymbench-pg-"))
     if os.getuid() == 0:
-        shutil.chown(folder, "nobody", "nogroup")
+        shutil.chown(folder, _as_user()["user"], _as_user()["group"])
     server = Postgres(folder, free_port())
     try:
         server.create()
