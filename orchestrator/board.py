@@ -50,7 +50,7 @@ class Board:
     failed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.done = {stage_id for stage_id in self.plan.stages if self.store.is_done(stage_id)}
+        self.done = self.store.done(self.plan.stages)
         # A finished trial needs no stage before it, even if an input was removed from the store.
         self.needed = needed_stages(self.plan, self.done)
         self.parked: set[str] = set()

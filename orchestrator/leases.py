@@ -83,6 +83,8 @@ class Leases(Protocol):
     def acquire(self, stage_id: str, wait: float) -> Lease:
         """Hold a stage; ``wait`` seconds for another holder, for ever if it is negative.
 
+        With heartbeats, one who is not known to live is waited for until it is known to be dead.
+
         Raises:
             LeaseHeld: somebody else still holds it.
         """
@@ -240,6 +242,7 @@ class BeatLeases:
         self.ttl = ttl
         self.clock = clock
         self.note = note or (lambda stage_id: {})
+        self._seen: dict[str, tuple[tuple[int, bytes | None], float]] = {}
 
     def note_of(self, stage_id: str) -> dict[str, Any]:
         """Return what a stage's newest holder added to its last sign of life."""
@@ -248,24 +251,28 @@ class BeatLeases:
 
     def acquire(self, stage_id: str, wait: float) -> Lease:
         """See :class:`Leases`."""
-        began = since = self.clock()
-        seen: tuple[int, bytes | None] | None = None
+        began = self.clock()
+        first = None
         while True:
-            now = self._newest(stage_id)
-            if now != seen:
-                seen, since = now, self.clock()
+            now, silent = self._watch(stage_id)
+            first = first or now
             generation, text = now
-            if self._is_free(text, self.clock() - since):
+            if self._is_free(text, silent):
                 lease = self._claim(stage_id, generation + 1)
                 if lease is not None:
                     return lease  # otherwise another was first
-            if 0 <= wait <= self.clock() - began:
+            # One that shows no life is no holder yet that could be reported: it may be dead.
+            if now != first and 0 <= wait <= self.clock() - began:
                 raise LeaseHeld(f"{_holder(text)} works on stage {stage_id[:12]}")
             time.sleep(min(_POLL, self.ttl / _BEATS))
 
     def is_held(self, stage_id: str) -> bool:
-        """See :class:`Leases`; one that died on another machine counts until it is replaced."""
-        return not self._is_free(self._newest(stage_id)[1], 0.0)
+        """See :class:`Leases`; one that died on another machine counts until it is known to have.
+
+        Who asks again and again knows after the limit, who asks once does not.
+        """
+        (_, text), silent = self._watch(stage_id)
+        return not self._is_free(text, silent)
 
     def forget(self, stage_id: str) -> None:
         """See :class:`Leases`."""
@@ -280,6 +287,15 @@ class BeatLeases:
         numbers = [int(n) for n in self.notes.names(f"leases/{stage_id}") if n.isdigit()]
         generation = max(numbers, default=0)
         return generation, self.notes.read(_name(stage_id, generation)) if generation else None
+
+    def _watch(self, stage_id: str) -> tuple[tuple[int, bytes | None], float]:
+        """Return the newest generation and text, and for how long they were seen unchanged."""
+        now = self._newest(stage_id)
+        seen, since = self._seen.get(stage_id, (None, 0.0))
+        if now != seen:
+            since = self.clock()
+            self._seen[stage_id] = now, since
+        return now, self.clock() - since
 
     def _is_free(self, text: bytes | None, unchanged: float) -> bool:
         if text is None:

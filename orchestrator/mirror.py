@@ -8,6 +8,7 @@ draws and sends what is finished.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.errors import StoreCorrupt
 from orchestrator.listener import Listener
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
@@ -38,6 +40,8 @@ _OF_THE_MOMENT = ("images_per_second",)
 
 _AT_ONCE = 200
 """Runs handed to the tracker before it is waited for."""
+
+_log = logging.getLogger(__name__)
 
 
 class _Plain(yaml.SafeDumper):
@@ -171,33 +175,48 @@ class Mirror(Listener):
         manifest = self.store.manifest(stage.id)
         metrics = _numbers({**manifest.result, **manifest.cost})
         tags = {"stage_kind": stage.kind, "device": str(manifest.cost.get("device", ""))}
-        artifacts: list[tuple[Path, str]] = []
-        folder = self.store.folder(stage.id)
-        for name in ("weights.safetensors", "centers.npy", "gallery_codes.npy", "history.json"):
-            if name in manifest.files:
-                artifacts.append((folder / name, ""))
-        self._finish(self._stage_record(stage), metrics, tags, artifacts, [stage.id])
+        names = ("weights.safetensors", "centers.npy", "gallery_codes.npy", "history.json")
+        stored = [(stage.id, name, "") for name in names if name in manifest.files]
+        self._finish(self._stage_record(stage), metrics, tags, [], stored, [stage.id])
 
     def _finish_trial(self, trial: Trial) -> None:
         metrics = trial_metrics(trial, self.store)
         scored = self.store.manifest(trial.id)
         trained = self.store.manifest(trial.stages.get("joint") or trial.stages["query"])
         tags = {"device": str(trained.cost.get("device", ""))}
-        artifacts = self._artifacts(trial, scored.id, trained.id)
-        history = [trained.id]
-        self._finish(self._trial_record(trial), metrics, tags, artifacts, history)
+        gallery = trial.stages.get("joint") or trial.stages["gallery"]
+        stored = [
+            (scored.id, "evaluation.json", "curves"),
+            (trained.id, "weights.safetensors", "weights"),
+            (trained.id, "query_codes.npy", "codes"),
+            (gallery, "gallery_codes.npy", "codes"),
+        ]
+        drawn = self._drawn(trial)
+        self._finish(self._trial_record(trial), metrics, tags, drawn, stored, [trained.id])
 
     def _finish(
         self,
         record: RunRecord,
         metrics: dict[str, float],
         tags: dict[str, str],
-        artifacts: list[tuple[Path, str]],
+        drawn: list[tuple[Path, str]],
+        stored: list[tuple[str, str, str]],
         histories: list[str],
     ) -> None:
-        paths = [(str(path), subfolder) for path, subfolder in artifacts]
+        """End a run with its files: made here, and (stage, name, subfolder) of the store."""
+        inside = [(self.store.folder(stage) / name, below) for stage, name, below in stored]
+        paths = [(str(path), subfolder) for path, subfolder in [*drawn, *inside]]
         mark = mirror_digest(record.experiment, "FINISHED", metrics, tags, paths)
         if self.tracker.is_mirrored(record.key, mark):
+            return
+        try:
+            for stage, name, _ in stored:
+                self.store.read(stage, name)
+            for stage in histories:
+                if "history.json" in self.store.manifest(stage).files:
+                    self.store.read(stage, "history.json")
+        except StoreCorrupt as error:  # the numbers of the others are sent all the same
+            _log.warning("%s is not mirrored: %s", record.name, error)
             return
         self._open_once(record.key, lambda: record)
         epochs = [
@@ -276,10 +295,10 @@ class Mirror(Listener):
             },
         )
 
-    def _artifacts(self, trial: Trial, scored: str, trained: str) -> list[tuple[Path, str]]:
+    def _drawn(self, trial: Trial) -> list[tuple[Path, str]]:
+        """Return a trial's description and pictures, made where they are not there yet."""
         folder = self.folder / trial.id
         folder.mkdir(parents=True, exist_ok=True)
-        evaluation = self.store.folder(scored) / "evaluation.json"
         resolved = {
             "trial": trial.id,
             **{name: getattr(trial, name) for name in ("method", "dataset", "pair", "bits")},
@@ -293,7 +312,7 @@ class Mirror(Listener):
         text = yaml.dump(resolved, Dumper=_Plain, sort_keys=False, allow_unicode=True)
         if not (folder / "trial.yaml").exists():
             write_atomic(folder / "trial.yaml", text.encode())
-        curves = read_json(evaluation) or {}
+        curves = _evaluation(trial, self.store)
         pictures = [folder / "precision_recall.png", folder / "precision_at_k.png"]
         if "pr_curve" not in curves:  # ground truth of a dataset's own has scores of its own
             pictures = []
@@ -301,21 +320,22 @@ class Mirror(Listener):
             pr_curve_png([(trial.label, curves["pr_curve"])], pictures[0])
             precisions = {int(k): v for k, v in curves["precision_at_k"].items()}
             precision_at_k_png([(trial.label, precisions)], pictures[1])
-        gallery = self.store.folder(trial.stages.get("joint") or trial.stages["gallery"])
-        return [
-            (folder / "trial.yaml", ""),
-            *((picture, "curves") for picture in pictures),
-            (evaluation, "curves"),
-            (self.store.folder(trained) / "weights.safetensors", "weights"),
-            (self.store.folder(trained) / "query_codes.npy", "codes"),
-            (gallery / "gallery_codes.npy", "codes"),
-        ]
+        return [(folder / "trial.yaml", ""), *((picture, "curves") for picture in pictures)]
+
+
+def _evaluation(trial: Trial, store: StageStore) -> dict[str, Any]:
+    """Return a finished trial's scores in full; nothing where its file is damaged."""
+    try:
+        return read_json(store.read(trial.id, "evaluation.json")) or {}
+    except (StoreCorrupt, KeyError) as error:
+        _log.warning("the curves of %s cannot be read: %s", trial.label, error)
+        return {}
 
 
 def trial_metrics(trial: Trial, store: StageStore) -> dict[str, float]:
     """Return a finished trial's final metrics: scores, code statistics, sizes, costs by stage."""
     scored = store.manifest(trial.id)
-    evaluation = read_json(store.folder(trial.id) / "evaluation.json") or {}
+    evaluation = _evaluation(trial, store)
     metrics = {**_numbers(evaluation), **_numbers(scored.result)}
     for kind, stage_id in trial.stages.items():
         if kind == "metrics" or not store.is_done(stage_id):

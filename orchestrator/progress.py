@@ -59,7 +59,7 @@ class Progress(Listener):
         self.estimator = estimator
         self.stream = stream or sys.stderr
         self.clock = clock
-        done = {i for i in plan.stages if store.is_done(i)}
+        done = store.done(plan.stages)
         self.tally = Tally(plan, done, estimator, slots=slots, clock=clock)
         self._summed: float | None = None
         self._draining = False

@@ -96,6 +96,7 @@ def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
     board = Board(plan, store, estimator.chains(plan))
     if board.exhausted:
         return board
+    store.ready()
     dispatch = Dispatch(board, options, estimator, listeners)
     run = _run_inline if options.executor == "inline" else _run_ray
     try:

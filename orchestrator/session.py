@@ -198,7 +198,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     from orchestrator.tracking import MlflowTracker, NoTracker, Tracker
 
     study, plan, store, home = session.study, session.plan, session.store, session.home
-    done_before = {i for i in plan.stages if store.is_done(i)}
+    done_before = store.done(plan.stages)
     todo = needed_stages(plan, done_before)
     fetch_weights(plan, todo)
     remember(session)

@@ -16,6 +16,8 @@ from orchestrator.store import StageStore, digest, open_store
 from retrieval.errors import InputError
 
 STAGE = "a" * 64
+LIMIT = 12.0
+"""Seconds without a sign of life, where a test does not choose: one a second."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,6 +40,9 @@ def elsewhere(notes: FolderNotes, generation: int = 1, **record: object) -> None
 @pytest.fixture(params=["lock", "beat"])
 def store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("ASYMBENCH_LEASES", request.param)
+    record = {"layout": 1, "leases": request.param, "ttl": LIMIT}
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json").write_text(json.dumps(record))
     return StageStore(tmp_path / "store")
 
 
@@ -121,7 +126,7 @@ def test_a_lease_ends_at_once_with_a_holder_of_this_machine(store):
         process.kill()
         process.wait()
         assert not store.is_running(STAGE)
-        with store.lease(STAGE, wait=10) as folder:  # the heartbeat's limit is 60 s
+        with store.lease(STAGE, wait=0) as folder:  # without waiting for the limit
             assert not (folder / "half").exists()
 
 
@@ -207,8 +212,41 @@ def test_clocks_and_file_times_of_other_machines_do_not_matter(tmp_path):
     path = tmp_path / "leases" / STAGE / "000001"
     for moment in (0, 2**33):  # 1970, and some centuries from now
         os.utime(path, (moment, moment))
-        with pytest.raises(LeaseHeld, match="process 1 on other"):
-            BeatLeases(notes, ttl=60).acquire(STAGE, 0.0)
+        clock = Clock()
+        leases = BeatLeases(notes, ttl=60, clock=clock)
+        assert leases.is_held(STAGE)
+        clock.now = 59.0
+        assert leases.is_held(STAGE)
+        clock.now = 60.0
+        assert not leases.is_held(STAGE)  # by looking again, and by nothing else
+
+
+def test_one_who_does_not_want_to_wait_still_takes_over_from_a_dead_holder(tmp_path):
+    notes = FolderNotes(tmp_path)
+    elsewhere(notes)
+    lease = BeatLeases(notes, ttl=1.0).acquire(STAGE, 0)
+    assert lease.generation == 2
+    lease.release()
+
+
+def test_one_who_does_not_want_to_wait_is_told_of_a_holder_that_shows_life(tmp_path):
+    notes, stop = FolderNotes(tmp_path), threading.Event()
+
+    def live() -> None:
+        beat = 0
+        while not stop.wait(0.2):
+            beat += 1
+            elsewhere(notes, beat=beat)
+
+    elsewhere(notes)
+    holder = threading.Thread(target=live)
+    holder.start()
+    try:
+        with pytest.raises(LeaseHeld, match="process 1 on other works on stage"):
+            BeatLeases(notes, ttl=60).acquire(STAGE, 0)
+    finally:
+        stop.set()
+        holder.join()
 
 
 def test_a_released_lease_is_free_and_its_number_is_not_used_again(tmp_path):
@@ -283,8 +321,10 @@ def test_a_record_that_does_not_read_is_waited_for_and_not_taken_at_once(tmp_pat
     notes.replace(f"leases/{STAGE}/000001", b"\xff{")
     leases = BeatLeases(notes, ttl=60, clock=clock)
     assert leases.is_held(STAGE)
-    with pytest.raises(LeaseHeld):
-        leases.acquire(STAGE, 0)
+    clock.now = 60.0
+    lease = leases.acquire(STAGE, 0)
+    assert lease.generation == 2
+    lease.release()
 
 
 def test_locks_say_nothing_of_generations(tmp_path):
