@@ -519,14 +519,24 @@ def _create(job: Job, facts: Mapping[str, Any], patience: float, detach: bool) -
             options["runtime_env"] = dict(job.runtime_env)
         fields = asdict(job)
         actor = ray.remote(Driver).options(**options)
-        created = actor.remote(fields, job.digest(), facts["address"], patience, detach)
-        try:
-            info = ray.get(created.info.remote())  # pip may take minutes
-        except ray.exceptions.RayActorError as error:
-            said = " ".join(str(error).split())
-            raise RemoteError(
-                f"the driver could not be started on the head: {said[:600]}"
-            ) from None
+        for left in reversed(range(_TRIES)):
+            try:
+                created = actor.remote(fields, job.digest(), facts["address"], patience, detach)
+                info = ray.get(created.info.remote())  # pip may take minutes
+                break
+            except ray.exceptions.RuntimeEnvSetupError as error:
+                said = " ".join(str(error).split())
+                raise RemoteError(
+                    f"the runtime environment cannot be set up: {said[:600]}"
+                ) from None
+            except (ValueError, ray.exceptions.RayActorError) as error:
+                # the name of one that was killed may be taken a moment longer
+                if not left:
+                    said = " ".join(str(error).split())
+                    raise RemoteError(
+                        f"the driver could not be started on the head: {said[:600]}"
+                    ) from None
+                time.sleep(1)
     if info["digest"] != job.digest():  # another client was first
         raise RemoteError("another run of this study started just now; run again to attach to it")
     return created

@@ -50,10 +50,10 @@ if __name__ == "__main__":
     if what == "wait":
         print("waiting", flush=True)
         note("pid", os.getpid())
-        limit = time.monotonic() + float(sys.argv[2])
+        enough = pathlib.Path(os.environ["ASYMBENCH_HOME"], "enough")
         for turn in ("draining", "stopping"):
             try:
-                while time.monotonic() < limit:
+                while not enough.exists():
                     time.sleep(0.05)
                 note("whole")
                 print("whole", flush=True)
@@ -219,7 +219,7 @@ def test_shipped_code_and_variables_reach_the_workers(client, code):
 
 @pytest.mark.slow
 def test_the_first_ctrl_c_drains_and_the_second_stops(client, tmp_path):
-    process = client("wait", "300")
+    process = client("wait")
     until((tmp_path / "home/pid").exists)
     process.send_signal(signal.SIGINT)
     until((tmp_path / "home/draining").exists)
@@ -231,7 +231,7 @@ def test_the_first_ctrl_c_drains_and_the_second_stops(client, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_client_was_killed_drains_and_its_name_is_free_again(client, tmp_path):
-    process = client("wait", "300", patience=2.0)
+    process = client("wait", patience=2.0)
     until((tmp_path / "home/pid").exists)
     process.kill()
     until((tmp_path / "home/draining").exists)
@@ -246,30 +246,33 @@ def test_a_run_whose_client_was_killed_drains_and_its_name_is_free_again(client,
 
 @pytest.mark.slow
 def test_a_detached_run_goes_on_and_can_be_attached_to_by_the_same_study_only(client, tmp_path):
-    process = client("wait", "20", detach=True, patience=0.5)
+    process = client("wait", detach=True, patience=0.5)
     until((tmp_path / "home/pid").exists)
     process.kill()
-    code, out, err = ended(client("wait", "21"))
+    code, out, err = ended(client("wait", "other"))
     assert (code, out) == (2, "")
     assert "a driver is at work on this study since" in err
     assert "with another text or other options" in err
-    code, out, err = ended(client("wait", "20"))
+    again = client("wait")
+    assert again.stderr.readline().endswith("attached to it\n")
+    (tmp_path / "home/enough").touch()
+    code, out, err = ended(again)
     assert (code, out) == (0, "waiting\nwhole\n"), err
-    assert "attached to it" in err
     assert not (tmp_path / "home/draining").exists()
 
 
 @pytest.mark.slow
 def test_detaching_leaves_after_a_look_and_the_run_ends_by_itself(client, tmp_path):
-    code, out, err = ended(client("wait", "8", detach=True, patience=0.5, leave=1.0))
+    code, out, err = ended(client("wait", detach=True, patience=0.5, leave=1.0))
     assert (code, out) == (0, "waiting\n")
     assert "goes on by itself" in err
+    (tmp_path / "home/enough").touch()
     until((tmp_path / "home/whole").exists)
 
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_gives_the_shells_code_for_that(client, tmp_path):
-    process = client("wait", "300")
+    process = client("wait")
     until((tmp_path / "home/pid").exists)
     os.kill(int((tmp_path / "home/pid").read_text()), signal.SIGKILL)
     assert ended(process)[0] == 128 + signal.SIGKILL
@@ -277,7 +280,7 @@ def test_a_driver_that_is_killed_gives_the_shells_code_for_that(client, tmp_path
 
 @pytest.mark.slow
 def test_a_driver_whose_actor_dies_drains_and_the_client_says_so(client, tmp_path):
-    process = client("wait", "300")
+    process = client("wait")
     until((tmp_path / "home/pid").exists)
     driver = psutil.Process(int((tmp_path / "home/pid").read_text()))
     driver.parent().kill()
