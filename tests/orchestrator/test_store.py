@@ -1,5 +1,6 @@
 """The stage store: identity, atomic commits, leases, damage."""
 
+import ast
 import errno
 import hashlib
 import json
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StoreCorrupt
 from orchestrator.leases import LeaseHeld
-from orchestrator.store import StageStore, canonical, digest, read_json
-from retrieval.atomic import write_atomic
+from orchestrator.store import StageStore, canonical, digest, open_store, read_json
+from retrieval.atomic import create_atomic, write_atomic
+from retrieval.errors import InputError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -205,6 +207,34 @@ def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path, monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_created_once_with_and_without_hard_links(tmp_path, monkeypatch):
+    create_atomic(tmp_path / "a", b"first")
+    with pytest.raises(FileExistsError):
+        create_atomic(tmp_path / "a", b"second")
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", no_links)
+    create_atomic(tmp_path / "b", b"first")
+    with pytest.raises(FileExistsError):
+        create_atomic(tmp_path / "b", b"second")
+    names = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert names == {"a": b"first", "b": b"first"}
+
+
+def test_a_link_that_was_made_although_its_answer_was_lost_counts(tmp_path, monkeypatch):
+    link = os.link
+
+    def repeated(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)  # the second time it is there, by our own doing
+
+    monkeypatch.setattr(os, "link", repeated)
+    create_atomic(tmp_path / "a", b"first")
+    assert (tmp_path / "a").read_bytes() == b"first"
+
+
 def test_torn_json_reads_as_missing(tmp_path):
     (tmp_path / "a.json").write_text('{"epoch": 3')
     assert read_json(tmp_path / "a.json") is None
@@ -240,3 +270,363 @@ def test_manifest_that_cannot_be_read_is_named_and_not_a_missing_stage(tmp_path)
     (store.folder(stage_id) / "manifest.json").write_text('{"id": ')
     with pytest.raises(StoreCorrupt, match="cannot be read; remove the folder"):
         StageStore(tmp_path).manifest(stage_id)
+
+
+# ---- where a store is, and whether it can be used ----------------------------------------
+
+
+def test_a_store_lies_where_it_is_said_to_lie(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.delenv("ASYMBENCH_STORE", raising=False)
+    assert open_store(home).where == str(home / "store")
+    monkeypatch.setenv("ASYMBENCH_STORE", str(tmp_path / "mounted"))
+    assert open_store(home).where == str(tmp_path / "mounted")
+    assert open_store(home, str(tmp_path / "given")).where == str(tmp_path / "given")
+    monkeypatch.chdir(tmp_path)
+    assert open_store(home, "beside").where == str(tmp_path / "beside")
+    assert not list(tmp_path.iterdir())  # nothing is written by opening
+
+
+def test_a_store_of_another_layout_is_refused(tmp_path):
+    (tmp_path / "store.json").write_text('{"layout": 7, "leases": "lock", "ttl": 60.0}')
+    with pytest.raises(InputError, match="has layout 7; this version reads and writes 1"):
+        open_store(tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"layout": 1}', '{"layout": 1, "leases": "lock", "ttl": "soon"}']
+)
+def test_a_record_of_a_store_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(InputError, match=r"store\.json of the stage store cannot be read"):
+        open_store(tmp_path, str(tmp_path))
+
+
+def test_a_record_that_names_no_leases_is_refused(tmp_path):
+    for leases, ttl in (("smoke", 60.0), ("beat", 0.0)):
+        record = {"layout": 1, "leases": leases, "ttl": ttl}
+        (tmp_path / "store.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="names no leases"):
+            open_store(tmp_path, str(tmp_path))
+
+
+def test_a_store_that_cannot_be_made_is_refused_with_one_message(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    store = StageStore(tmp_path / "file" / "store")
+    with pytest.raises(InputError, match="cannot be written: Not a directory") as caught:
+        store.ready()
+    assert caught.value.key == "ASYMBENCH_STORE"
+    assert caught.value.value == str(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_store_that_cannot_be_written_is_refused_with_one_message(tmp_path, monkeypatch, code):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    store = StageStore(tmp_path)
+    store.ready()
+    monkeypatch.setattr("orchestrator.store.write_atomic", refuse)
+    with pytest.raises(InputError, match=f"cannot be written: {os.strerror(code)}"):
+        store.ready()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_mounted_read_only_is_refused(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(InputError, match="cannot be written: Read-only file system"):
+        StageStore(small_disk / "store").ready()
+
+
+# ---- a disk that is full -----------------------------------------------------------------
+
+
+FULL = r"No space left on device; 400,000 bytes are needed, [\d,]+ are free"
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Leave so many bytes free; return what fills the rest."""
+    path = disk / "filling"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    path.write_bytes(b"x" * (free - left))
+    return path
+
+
+def test_a_full_disk_stops_a_checkpoint_and_leaves_the_one_before(small_disk):
+    import torch
+
+    store = StageStore(small_disk)
+    with store.lease("a" * 64) as folder:
+        store.checkpoints("a" * 64).save(1, {"w": torch.ones(5)}, {})
+        filling = fill(small_disk, 100_000)
+        with pytest.raises(OSError, match=FULL) as full:
+            store.checkpoints("a" * 64).save(2, {"w": torch.ones(100_000)}, {})
+        assert full.value.errno == errno.ENOSPC
+        assert str(folder) in str(full.value)
+        names = [p.name for p in folder.iterdir()]
+        assert len(names) == 1 and names[0].startswith("checkpoint-00001")
+    filling.unlink()
+    with store.lease("a" * 64):
+        assert store.checkpoints("a" * 64).load()[0] == 1
+
+
+@pytest.mark.parametrize("what", ["array", "weights"])
+def test_a_full_disk_names_path_and_bytes_of_what_a_stage_writes(small_disk, what):
+    import torch
+
+    from orchestrator.checkpoints import save_tensors
+    from orchestrator.recording import save_array
+
+    fill(small_disk, 50_000)
+    with pytest.raises(OSError, match=FULL) as full:
+        if what == "array":
+            save_array(small_disk / "codes.npy", np.ones(100_000, dtype=np.float32))
+        else:
+            save_tensors(small_disk / "codes.npy", {"w": torch.ones(100_000)})
+    assert str(small_disk / "codes.npy") in str(full.value)
+    assert [p.name for p in small_disk.iterdir()] == ["filling"]
+
+
+def test_a_full_disk_stops_a_commit_and_the_stage_goes_on_when_there_is_room(small_disk):
+    import torch
+
+    store, identity = StageStore(small_disk), {"k": "x" * 20_000}
+    stage_id = digest(identity)
+    with store.lease(stage_id) as folder:
+        store.checkpoints(stage_id).save(3, {"w": torch.ones(5)}, {})
+        (folder / "weights").write_bytes(b"w" * 1000)
+        filling = fill(small_disk, 4096)
+        with pytest.raises(OSError, match="No space left on device"):
+            store.commit(stage_id, "query", identity, {}, {})
+    assert not store.is_done(stage_id)
+    assert not StageStore(small_disk).folder(stage_id).exists()
+    store.note_failure(stage_id, {"kind": "system", "reason": "x" * 20_000})  # not noted; no error
+    filling.unlink()
+    with store.lease(stage_id) as folder:
+        assert store.checkpoints(stage_id).load()[0] == 3
+        (folder / "weights").write_bytes(b"w" * 1000)
+        store.commit(stage_id, "query", identity, {}, {})
+    assert StageStore(small_disk).read(stage_id, "weights").read_bytes() == b"w" * 1000
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_a_commit_that_fails_at_any_step_is_finished_later(tmp_path, monkeypatch, step):
+    store, identity = StageStore(tmp_path), {"k": 1}
+    stage_id = digest(identity)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with store.lease(stage_id) as folder:
+        (folder / "weights").write_bytes(b"w")
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+            if step == "fsync":
+                patch.setattr(os, "fsync", fail)
+            else:
+                patch.setattr(Path, "rename", fail)
+            store.commit(stage_id, "query", identity, {"map": 0.5}, {})
+    assert not store.is_done(stage_id)
+    with store.lease(stage_id) as folder:
+        sealed = store.is_done(stage_id)  # after the manifest nothing is computed anew
+        assert sealed == (step == "rename")
+        if not sealed:
+            (folder / "weights").write_bytes(b"w")
+            store.commit(stage_id, "query", identity, {"map": 0.5}, {})
+    assert StageStore(tmp_path).read(stage_id, "weights").read_bytes() == b"w"
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_sealed_stage_whose_bytes_changed_is_made_anew(tmp_path, monkeypatch):
+    store, identity = StageStore(tmp_path), {"k": 1}
+    stage_id = digest(identity)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with store.lease(stage_id) as folder:
+        (folder / "weights").write_bytes(b"w")
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+            patch.setattr(Path, "rename", fail)
+            store.commit(stage_id, "query", identity, {}, {})
+        (folder / "weights").write_bytes(b"v")
+    with store.lease(stage_id) as folder:
+        assert not store.is_done(stage_id)
+        assert not list(folder.iterdir())
+
+
+# ---- several writers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_two_who_finish_a_stage_the_first_is_kept(tmp_path, caplog, same):
+    from orchestrator.leases import LockLeases
+
+    one, other, identity = StageStore(tmp_path), StageStore(tmp_path), {"k": 1}
+    other._leases = LockLeases(tmp_path / "locks that hold nothing")
+    other.work_folder = lambda stage_id: tmp_path / "work" / "other"
+    other._take_over = lambda stage_id, generation: other.work_folder(stage_id)
+    stage_id = digest(identity)
+    with one.lease(stage_id) as first, other.lease(stage_id) as second:
+        (first / "codes").write_bytes(b"abc")
+        (second / "codes").write_bytes(b"abc" if same else b"abd")
+        kept = one.commit(stage_id, "query", identity, {}, {"seconds": 1.0})
+        assert other.commit(stage_id, "query", identity, {}, {"seconds": 2.0}) == kept
+    assert ("to different bytes" in caplog.text) != same
+    assert StageStore(tmp_path).read(stage_id, "codes").read_bytes() == b"abc"
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_stage_is_finished_by_its_holder_only(tmp_path):
+    with pytest.raises(ValueError, match="does not hold it"):
+        StageStore(tmp_path).commit(digest({"k": 1}), "query", {"k": 1}, {}, {})
+
+
+# ---- damage, and what should not be there ------------------------------------------------
+
+
+def test_a_result_that_changed_in_the_manifest_is_noticed(tmp_path):
+    store = StageStore(tmp_path)
+    path = store.folder(finish(store, {"k": 1})) / "manifest.json"
+    path.write_text(path.read_text().replace('"map": 0.5', '"map": 0.6'))
+    with pytest.raises(StoreCorrupt, match="the manifest is not what was written"):
+        StageStore(tmp_path).manifest(digest({"k": 1}))
+
+
+def test_a_damaged_stage_is_set_aside_and_made_again(tmp_path):
+    store = StageStore(tmp_path)
+    stage_id = finish(store, {"k": 1}, codes=b"abc")
+    assert not store.set_aside(stage_id)
+    assert store.is_done(stage_id)
+    (store.folder(stage_id) / "codes").write_bytes(b"abd")
+    with pytest.raises(StoreCorrupt) as caught:
+        store.fetch(stage_id)
+    assert caught.value.stage_id == stage_id
+    assert store.set_aside(stage_id)
+    assert not store.is_done(stage_id)
+    assert (tmp_path / "damaged" / stage_id / "codes").read_bytes() == b"abd"
+    finish(store, {"k": 1}, codes=b"abc")
+    assert StageStore(tmp_path).read(stage_id, "codes").read_bytes() == b"abc"
+    (store.folder(stage_id) / "manifest.json").write_text("{")
+    assert store.set_aside(stage_id)  # the second time too
+    assert not store.set_aside(stage_id)
+
+
+@pytest.mark.parametrize("stage_id", ["../" * 21 + "x", "A" * 64, "a" * 63, "", "/etc/passwd"])
+def test_what_is_no_id_is_no_path(tmp_path, stage_id):
+    store = StageStore(tmp_path)
+    asks = [store.folder, store.is_done, store.manifest, store.is_running, store.failure]
+    for ask in asks:
+        with pytest.raises(ValueError, match="is no stage id"):
+            ask(stage_id)
+    with pytest.raises(ValueError, match="is no stage id"), store.lease(stage_id):
+        pass
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "a\\b", ""])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, name):
+    store = StageStore(tmp_path / "store")
+    (tmp_path / "store" / "secret").parent.mkdir()
+    (tmp_path / "store" / "stages").mkdir()
+    (tmp_path / "store" / "stages" / "secret").write_bytes(b"abc")
+    path = store.folder(finish(store, {"k": 1}, codes=b"abc")) / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["files"][name] = raw["files"].pop("codes")
+    del raw["checksum"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(StoreCorrupt, match="names a file outside of its folder"):
+        StageStore(tmp_path / "store").manifest(digest({"k": 1}))
+
+
+def test_a_link_is_no_file_of_a_stage(tmp_path):
+    store = StageStore(tmp_path / "store")
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"abc")
+    stage_id = finish(store, {"k": 1}, codes=b"abc")
+    path = store.folder(stage_id) / "codes"
+    path.unlink()
+    path.symlink_to(outside)
+    with pytest.raises(StoreCorrupt):
+        StageStore(tmp_path / "store").read(stage_id, "codes")
+    with store.lease("b" * 64) as folder:
+        pass
+    identity = {"k": 2}
+    with store.lease(digest(identity)) as folder:
+        (folder / "codes").symlink_to(outside)
+        with pytest.raises(ValueError, match="is a link"):
+            store.commit(digest(identity), "query", identity, {}, {})
+
+
+def test_a_store_behind_a_link_is_a_store(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    store = StageStore(tmp_path / "link")
+    assert store.read(finish(store, {"k": 1}, codes=b"abc"), "codes").read_bytes() == b"abc"
+
+
+# ---- what is dead ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lock", "beat"])
+def test_what_is_dead_is_removed_and_what_lives_stays(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("ASYMBENCH_LEASES", kind)
+    store = StageStore(tmp_path)
+    stage_id = finish(store, {"k": 1}, codes=b"abc")
+    late = tmp_path / "work" / (stage_id if kind == "lock" else f"{stage_id}.4")
+    late.mkdir()
+    (late / "checkpoint-late").write_bytes(b"x")
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / f"{stage_id}.json").write_text("{}")
+    (tmp_path / "failures" / f"{'c' * 64}.json").write_text("{}")
+    half = [tmp_path / "failures" / name for name in (".old.tmp", ".new.tmp")]
+    for path in half:
+        path.write_bytes(b"x")
+    os.utime(half[0], (time.time() - 2 * 86_400,) * 2)
+    with store.lease("b" * 64) as working:
+        (working / "progress.json").write_text("{}")
+        assert StageStore(tmp_path).clean() == [stage_id]
+        assert [p.parent for p in (tmp_path / "work").rglob("progress.json")] == [working]
+        assert store.is_running("b" * 64)
+    assert store._open_leases(make=False).known() == ["b" * 64]
+    assert sorted(p.name for p in (tmp_path / "failures").iterdir()) == [
+        ".new.tmp",
+        f"{'c' * 64}.json",
+    ]
+    assert store.read(stage_id, "codes").read_bytes() == b"abc"
+
+
+# ---- nothing that is read can run code ---------------------------------------------------
+
+READERS = ("store", "leases", "object_store", "checkpoints", "recording")
+
+
+@pytest.mark.parametrize("module", READERS)
+def test_nothing_that_a_store_reads_can_run_code(module):
+    root = Path(__file__).parents[2]
+    tree = ast.parse((root / "orchestrator" / f"{module}.py").read_text())
+    imported, called = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Call):
+            called.append(ast.unparse(node))
+    assert not imported & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
+    for call in called:
+        name = call.partition("(")[0]
+        assert name not in ("eval", "exec", "__import__", "torch.load", "compile"), call
+        if name in ("np.load", "np.save"):
+            assert "allow_pickle=False" in call
