@@ -9,7 +9,7 @@ overhead  seconds a trial, for trials that do nothing: ours (which also takes a 
 packing   a machine of 8 GPUs and a mix of galleries (a whole GPU) and queries (a quarter): the
           time it takes against max(all work / 8 GPUs, longest chain), which no schedule can beat.
           Once by a simulated clock, exactly, and once through Ray, whose GPUs are then pretended.
-scale     the driver's memory, and its milliseconds a stage (start, progress, end, with every
+scale     the driver's memory, and its CPU milliseconds a stage (start, progress, end, with every
           listener of a real run), as the study grows; by a simulated clock, and once through Ray.
 
     python -m benchmarks.orchestration [overhead packing scale] [--trials 200] [--json]
@@ -234,13 +234,15 @@ class Simulation:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
+        started = time.thread_time()  # what the scheduling itself does, on however busy a machine
         yield
-        self.busy += time.perf_counter() - started
+        self.busy += time.thread_time() - started
 
     def run(self, stop: Callable[[int], bool] = lambda done: False) -> float:
         """Run to the end, or until ``stop`` of the stages that are done; return the seconds."""
         done = 0
+        info = {"run": self.dispatch.run, "address": "", "cpus": 0, "gpus": 0, "nodes": 1}
+        self.dispatch.tell("run_started", info)
         self._open()
         while self._events and not stop(done):
             self.now, _, name = heapq.heappop(self._events)
@@ -384,13 +386,18 @@ def resident_mb() -> float:
     raise OSError("no VmRSS in /proc/self/status")
 
 
-def listeners_of_a_run(plan: Plan, home: Path, store: StageStore) -> list[Listener]:
-    """Return what hears the stages in a real run, with its display to nowhere."""
+@contextmanager
+def listeners_of_a_run(plan: Plan, home: Path, store: StageStore) -> Iterator[list[Listener]]:
+    """Yield what hears the stages in a real run; its display goes nowhere."""
+    from orchestrator.live import LiveBoard
+    from orchestrator.logs import StageLogs
     from orchestrator.mirror import Mirror
     from orchestrator.tracking import NoTracker
 
     progress = Progress(plan, store, Estimator(), slots=8, stream=io.StringIO())
-    return [progress, Mirror(plan, store, NoTracker(), home, "grid")]
+    mirror = Mirror(plan, store, NoTracker(), home, "grid")
+    with LiveBoard(home, progress.tally) as board:
+        yield [progress, mirror, board, StageLogs(home, store)]
 
 
 def scale_of(trials: int, home: Path, *, profile: bool) -> dict[str, Any]:
@@ -400,15 +407,17 @@ def scale_of(trials: int, home: Path, *, profile: bool) -> dict[str, Any]:
     started = time.perf_counter()
     plan = shared_trials(trials, 4, lambda kind: draw.uniform(10, 100))
     store = open_store(home)
-    listeners = listeners_of_a_run(plan, home, store)
-    simulation = Simulation(plan, home, Node(cpus=64.0, gpus=8.0), listeners=listeners)
-    ready = time.perf_counter() - started
     profiler = cProfile.Profile()
-    if profile:
-        profiler.enable()
-    with no_disk_waits():
+    with no_disk_waits(), listeners_of_a_run(plan, home, store) as listeners:
+        simulation = Simulation(plan, home, Node(cpus=64.0, gpus=8.0), listeners=listeners)
+        ready, planned = time.perf_counter() - started, resident_mb()
+        began, here, everywhere = time.perf_counter(), time.thread_time(), time.process_time()
+        if profile:
+            profiler.enable()
         simulation.run()
-    profiler.disable()
+        profiler.disable()
+        here, everywhere = time.thread_time() - here, time.process_time() - everywhere
+        beside = (everywhere - here) / (time.perf_counter() - began)
     if profile:
         stream = io.StringIO()
         pstats.Stats(profiler, stream=stream).sort_stats("cumulative").print_stats(45)
@@ -420,8 +429,10 @@ def scale_of(trials: int, home: Path, *, profile: bool) -> dict[str, Any]:
         "trials": trials,
         "stages": stages,
         "plan_seconds": round(ready, 2),
-        "ms_a_stage": round(1000 * simulation.busy / stages, 3),
-        "resident_mb": round(resident_mb() - before, 1),
+        "cpu_ms_a_stage": round(1000 * simulation.busy / stages, 3),
+        "cpu_percent_of_other_threads": round(100 * beside, 1),
+        "plan_mb": round(planned - before, 1),
+        "run_mb": round(resident_mb() - planned, 1),
     }
 
 
@@ -438,8 +449,10 @@ def scale_through_ray(trials: int, home: Path, *, profile: bool) -> dict[str, An
     """Return what trials whose stages do nothing cost through Ray, with all listeners."""
     plan = shared_trials(trials, 4, lambda kind: 0.0)
     profiler = cProfile.Profile()
-    with ray_here(home / "ray", 8, 8):
-        listeners = listeners_of_a_run(plan, home, open_store(home))
+    with (
+        ray_here(home / "ray", 8, 8),
+        listeners_of_a_run(plan, home, open_store(home)) as listeners,
+    ):
         before, cpu = resident_mb(), time.process_time()
         if profile:
             profiler.enable()
@@ -456,8 +469,8 @@ def scale_through_ray(trials: int, home: Path, *, profile: bool) -> dict[str, An
         "stages": stages,
         "seconds": round(seconds, 1),
         "ms_a_stage": round(1000 * seconds / stages, 2),
-        "driver_cpu_ms_a_stage": round(1000 * cpu / stages, 2),
-        "resident_mb": round(after - before, 1),
+        "cpu_ms_a_stage": round(1000 * cpu / stages, 2),
+        "run_mb": round(after - before, 1),
     }
 
 
@@ -540,18 +553,19 @@ def text_of(found: dict[str, Any]) -> str:
             "",
         ]
     if "scale" in found:
-        lines.append("trials  stages  ms a stage  resident MB")
-        lines += [_scale_row(row) for row in found["scale"]["simulated"]]
+        lines.append("the driver of  trials  stages  CPU ms a stage  MB of the plan  of the run")
+        lines += [
+            f"{'':13}  {r['trials']:6d}  {r['stages']:6d}  {r['cpu_ms_a_stage']:14.3f}  "
+            f"{r['plan_mb']:14.1f}  {r['run_mb']:10.1f}"
+            for r in found["scale"]["simulated"]
+        ]
         if "ray" in found["scale"]:
-            row = found["scale"]["ray"]
-            own = f"{row['driver_cpu_ms_a_stage']:.1f} ms of it the driver's own"
-            lines.append(f"{_scale_row(row)}  through Ray, {own}")
+            r = found["scale"]["ray"]
+            lines.append(
+                f"through Ray    {r['trials']:6d}  {r['stages']:6d}  {r['cpu_ms_a_stage']:14.3f}  "
+                f"{'':14}  {r['run_mb']:10.1f}  in all {r['ms_a_stage']:.1f} ms a stage"
+            )
     return "\n".join(lines).rstrip()
-
-
-def _scale_row(row: dict[str, Any]) -> str:
-    costs = f"{row['ms_a_stage']:10.3f}  {row['resident_mb']:11.1f}"
-    return f"{row['trials']:6d}  {row['stages']:6d}  {costs}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ folder, in the order in which that happens on this machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -83,13 +84,14 @@ def _note(event, arguments):
 sys.addaudithook(_note)
 '''
 
-KINDS = ("worker", "pause", "raylet", "power", "driver", "terminate", "cut", "blink")
+KINDS = ("worker", "pause", "raylet", "power", "driver", "terminate", "head", "cut", "blink")
 """What can happen; the last two need a network of the nodes' own.
 
 worker: SIGKILL one that works on something. pause: SIGSTOP one, and SIGCONT later. raylet: SIGKILL
 a node's raylet, whose workers may live on for a while; a new node comes. power: SIGKILL all of a
 node at once; a new node comes. driver: SIGKILL, and the command again at once, while the workers
-of the first may still be there. terminate: SIGTERM to the driver, and the command again. cut: a
+of the first may still be there. terminate: SIGTERM to the driver, and the command again. head:
+SIGKILL all of all nodes; the driver is to end by itself; a new cluster, the command again. cut: a
 node has no network for so long that the cluster gives it up; a new node comes. blink: no network
 for less than that.
 """
@@ -116,7 +118,8 @@ def script(seed: int, *, isolated: bool, length: int = 12) -> list[Event]:
     """Return the events of a seed: every kind once, then kinds at random, in a random order."""
     draw = random.Random(seed)
     kinds = [k for k in KINDS if isolated or k not in ("cut", "blink")]
-    chosen = [*kinds, *draw.choices(kinds, k=max(0, length - len(kinds)))]
+    often = [k for k in kinds if k != "head"]  # one cluster after the other takes long to start
+    chosen = [*kinds, *draw.choices(often, k=length - len(kinds))]
     draw.shuffle(chosen)
     lasts = {"cut": (8.0, 12.0), "blink": (0.3, 1.5), "pause": (1.0, 8.0)}
     return [
@@ -182,7 +185,8 @@ class Chaos:
             self.say("three nodes are up")
             self.driver = self.start()
             try:
-                self._disturb()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # then it ends no more now
+                    self._disturb()
                 return self._end(seconds)
             finally:
                 for session in self.drivers:
@@ -322,6 +326,15 @@ class Chaos:
         self.say(f"the driver ended with {code}")
         if code != 0:
             self._again()
+
+    def _head(self, event: Event) -> None:
+        self.say("power off at all nodes")
+        self.cluster.power_off_all()
+        self.say(f"the driver ended with {self.driver.wait(120)}")
+        for _ in range(3):
+            self.cluster.add()
+        self.say("another three nodes are up")
+        self._again()
 
     # ---- the end -------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
+    # Who loses the control store ends after this long, not after 60 s.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 
 
@@ -285,6 +287,12 @@ class Cluster:
         """Give the node its network back."""
         _ip("link", "set", self._link(node.number), "up")
         node.cut = False
+
+    def power_off_all(self) -> None:
+        """SIGKILL every process of every node, the head's too; the next :meth:`add` is a head."""
+        for node in self.nodes:
+            self.power_off(node)
+        self.nodes = []
 
     def processes(self) -> list[psutil.Process]:
         """Return all live processes of all nodes."""
