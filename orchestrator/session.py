@@ -49,7 +49,12 @@ class Session:
     @cached_property
     def store(self) -> StageStore:
         """The stage store of this home."""
-        return open_store(self.home)
+        try:
+            return open_store(self.home)
+        except OSError as error:  # a worker tries again; here is somebody to ask
+            raise InputError(
+                f"the stage store cannot be read: {error.strerror or error}", key="ASYMBENCH_STORE"
+            ) from None
 
     @cached_property
     def estimator(self) -> Estimator:

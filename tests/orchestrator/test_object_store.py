@@ -416,3 +416,21 @@ def test_errors_of_a_client_are_those_of_a_disk_and_hold_no_secret(monkeypatch):
 
 def test_only_protocols_with_a_package_are_known():
     assert set(object_store.PACKAGES) == {"s3", "s3a", "gs", "gcs", "memory", "file"}
+
+
+def test_a_store_that_does_not_answer_is_told_in_one_message(tmp_path, monkeypatch):
+    from orchestrator.session import open_session
+
+    def away(self: Remote, name: str) -> bytes:
+        raise OSError("the object store failed: EndpointConnectionError")
+
+    monkeypatch.setenv("ASYMBENCH_STORE", f"memory://{uuid.uuid4().hex}")
+    monkeypatch.setattr(Remote, "read", away)
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "study: small\ndatasets: [digits]\nmethods: [csch]\nbits: [16]\npairs: [{name: p, "
+        "query: {backbone: test_resnet, size: 32}, gallery: {backbone: test_resnet, size: 32}}]\n"
+    )
+    session = open_session(str(study), home=tmp_path / "home")
+    with pytest.raises(InputError, match="cannot be read: the object store failed: Endpoint"):
+        _ = session.store
