@@ -392,6 +392,7 @@ DRAWS = {
     ),
     "dropout of windows": lambda x: F.dropout(x.view(-1, 16), 0.3),
     "dropout of channels": lambda x: F.dropout2d(x.view(-1, 4, 4, 4), 0.3),
+    "fused dropout of a GPU": lambda x: torch.native_dropout(x, 0.3, True)[0],
     "alpha dropout": lambda x: F.alpha_dropout(x, 0.3, training=True),
     "stochastic depth": lambda x: DropPath(0.3)(x),
     "attention": attention,

@@ -12,8 +12,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from methods.parallel import ALONE, Workers
+from methods.parallel import ALONE, Workers, arrived, joined
 from methods.recipe import Recipe
+from retrieval.errors import InputError
 from tests.methods import ranks
 
 TIGHT = 1e-10
@@ -165,6 +166,23 @@ def test_backbones_with_dropout_and_stochastic_depth_can_be_divided(told, name):
 def test_shares_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="7 images cannot be divided over 2 workers"):
         Workers(0, 2).share(np.arange(7))
+
+
+def test_workers_with_and_without_a_gpu_are_refused():
+    store = torch.distributed.HashStore()
+    store.set("device/1", "GPU-0123")
+    with pytest.raises(InputError, match="1 of 2 workers of one stage have no GPU"):
+        with joined(store, 0, 2, "cpu"):
+            raise AssertionError("they were connected")
+
+
+def test_all_workers_have_come_when_each_has_named_its_device():
+    store = torch.distributed.HashStore()
+    assert not arrived(store, 3)
+    store.set("device/1", "cpu")
+    assert not arrived(store, 3)
+    store.set("device/2", "cpu")
+    assert arrived(store, 3)
 
 
 def test_one_worker_alone_is_untouched():
