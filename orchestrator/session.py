@@ -213,7 +213,8 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     mirror = Mirror(plan, store, tracker, home, study.kind)
     options = Options(
         home=home,
-        store=os.environ.get("ASYMBENCH_STORE", ""),
+        # Absolute: workers do not run where this does.
+        store=store.where if os.environ.get("ASYMBENCH_STORE") else "",
         device=study.resources.device,
         threads=study.train.threads,
         executor=place.executor,

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from methods.base import METHODS, Schedule, Task
+from orchestrator.listener import Listener
 from orchestrator.store import open_store
 
 NOISY_PAIR = {
@@ -112,14 +113,11 @@ def test_gradient_to_the_gallery_changes_the_gallery(shared_lab):
     assert (mutual != alone).any()
 
 
-class _StopAfter:
+class _StopAfter(Listener):
     """Raises in mid-stage, as a kill would stop it, after so many epochs."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-
-    def stage_started(self, stage):
-        pass
 
     def stage_progressed(self, stage, note):
         if note.get("event") == "epoch":
@@ -127,26 +125,14 @@ class _StopAfter:
             if self.epochs == 0:
                 raise KeyboardInterrupt
 
-    def stage_finished(self, stage):
-        pass
-
     def stage_failed(self, stage, failure):
         raise AssertionError(failure["detail"])
 
 
 @pytest.mark.parametrize("method", ["csch", "csq", "mdsh", "daph", "adsq", "ssp"])
 def test_interrupted_at_every_epoch_ends_with_the_bits_of_an_undisturbed_run(
-    lab, shared_lab, method, monkeypatch
+    lab, shared_lab, method
 ):
-    import orchestrator.scheduling as scheduling
-
-    make = scheduling._work
-
-    def every_epoch(stage, options):
-        work = make(stage, options)
-        return type(work)(**{**vars(work), "checkpoint_seconds": 0.0})
-
-    monkeypatch.setattr(scheduling, "_work", every_epoch)
     given = {"mdsh": {"epoch_change": 1}, "adsq": {"label_hidden": 64}}.get(method, {})
     changes = {"methods": {method: given}, "pairs": [NOISY_PAIR]}
     interruptions = 0
@@ -160,7 +146,6 @@ def test_interrupted_at_every_epoch_ends_with_the_bits_of_an_undisturbed_run(
         break
     assert interruptions >= (2 if "joint" in broken.trials[0].stages else 4)
     assert not board.failed
-    monkeypatch.undo()
     whole, _ = shared_lab.run(**changes)
     assert [t.id for t in broken.trials] == [t.id for t in whole.trials]
     for stage_id in whole.trials[0].stages.values():
