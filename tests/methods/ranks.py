@@ -62,12 +62,16 @@ def cases() -> dict[str, tuple[str, dict, bool]]:
 
 
 def stages_of(name: str, params: dict, multi: bool) -> list[str]:
-    """Return the stages of a method; "live" is both sides of one that can be replayed."""
+    """Return the stages of a method; "live" is both sides of one that can be replayed.
+
+    That is trained with the defaults only, since its two losses are those of the two stages.
+    """
     method = make_method(name, params, multi)
     if method.schedule is Schedule.JOINT:
         return ["joint"]
     own = ["gallery"] if method.gallery_method() is method else []
-    beside = ["live"] if method.schedule is Schedule.SIMULTANEOUS else []
+    default = params == QUICK.get(name, {})
+    beside = ["live"] if method.schedule is Schedule.SIMULTANEOUS and default else []
     return [*own, "query", *beside]
 
 
