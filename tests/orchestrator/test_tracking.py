@@ -887,7 +887,7 @@ def test_drivers_that_share_no_lock_make_one_run_with_every_point_once(
         found = real(self, wanted)
         if found is None and wanted.key == keys[0]:
             with suppress(threading.BrokenBarrierError):
-                barrier.wait(20)  # all of them have seen that there is no run
+                barrier.wait(60)  # all of them have seen that there is no run
         return found
 
     monkeypatch.setattr(MlflowTracker, "_keep_one", at_once)
@@ -905,7 +905,8 @@ def test_drivers_that_share_no_lock_make_one_run_with_every_point_once(
     for thread in threads:
         thread.join()
     assert [report.failures for report in reports] == [()] * drivers
-    assert sum(report.created for report in reports) >= len(keys)
+    made = "select count(*) from tags where key = 'asymbench.key' and value = ?"
+    assert rows(home, made, keys[0])[0][0] >= 2  # so there was something to put right
     assert copies(home) == []
     for key in keys:
         ((run_id, status, *_),) = runs(home, key)
