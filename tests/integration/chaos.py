@@ -114,7 +114,7 @@ class Event:
     lasts: float
 
 
-def script(seed: int, *, isolated: bool, length: int = 12) -> list[Event]:
+def script(seed: int, *, isolated: bool, length: int = 10) -> list[Event]:
     """Return the events of a seed: every kind once, then kinds at random, in a random order."""
     draw = random.Random(seed)
     kinds = [k for k in KINDS if isolated or k not in ("cut", "blink")]

@@ -58,7 +58,7 @@ def test_a_seed_has_one_script_in_which_everything_happens():
         assert first == second != chaos.script(8, isolated=isolated)
         wanted = set(chaos.KINDS) if isolated else set(chaos.KINDS) - {"cut", "blink"}
         assert {event.kind for event in first} == wanted
-        assert len(first) == 12
+        assert len(first) == 10
 
 
 def test_the_trace_tells_writers_that_overlap_from_those_that_follow_each_other(tmp_path):
