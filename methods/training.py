@@ -179,6 +179,9 @@ class Learner:
         seed: the trial's seed.
         momentum: share of itself that a momentum encoder keeps at each step; None: none is kept.
         group: the workers that train the side together.
+
+    Attributes:
+        draws: whether a forward pass in training may draw random numbers, as dropout does.
     """
 
     def __init__(
@@ -194,6 +197,7 @@ class Learner:
         group: Group = ALONE,
     ) -> None:
         self.group = group
+        self.draws = True
         self.side = side
         self.network = network
         self.recipe = recipe
@@ -235,7 +239,7 @@ class Learner:
         with (
             streams.torch_stream(self.seed, self.side, purpose, epoch, step),
             torch.autocast(device, dtype=torch.bfloat16, enabled=reduced),
-            self.group.spread(),
+            self.group.spread(draws=self.draws),
         ):
             output: Tensor = network(views)
         return self.group.gather(output.float() if reduced else output)
@@ -421,7 +425,7 @@ class Trainer:
         first = next(self.data.batches(0, self._recipe.batch_size))
         images = self.data.view(first[: PROBE_IMAGES * self.group.size], 0)
         for learner in self.learners:
-            self.group.verify(learner.network, images, learner.side)
+            learner.draws = self.group.verify(learner.network, images, learner.side)
 
     def _shared(self) -> dict[str, Tensor]:
         """Return what must be equal on all workers: what a checkpoint has, but the optimisers'.

@@ -160,7 +160,8 @@ def test_a_network_that_cannot_be_divided_is_refused(told, title, why):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ranks.BACKBONES)
 def test_backbones_with_dropout_and_stochastic_depth_can_be_divided(told, name):
-    assert told["refuse"][name] == "accepted"
+    assert told["refuse"][name] is True  # it draws random numbers, and can be divided
+    assert told["refuse"][f"{name} without"] is False
 
 
 def test_shares_of_different_sizes_are_refused():
@@ -183,6 +184,15 @@ def test_all_workers_have_come_when_each_has_named_its_device():
     assert not arrived(store, 3)
     store.set("device/2", "cpu")
     assert arrived(store, 3)
+
+
+def test_a_network_that_begins_to_draw_while_it_trains_is_stopped():
+    group = Workers(0, 2)
+    with group.spread(draws=False):
+        torch.ones(4).mul_(2)
+    with pytest.raises(RuntimeError, match="drew random numbers in training"):
+        with group.spread(draws=False):
+            torch.rand(4)
 
 
 def test_one_worker_alone_is_untouched():
