@@ -377,6 +377,10 @@ class Capacity:
         """Bytes of all nodes whose memory is known."""
         return sum(node.memory for node in self.nodes)
 
+    def holds(self, request: Request) -> bool:
+        """Whether all workers of the request fit at once, others absent."""
+        return sum(node.holds(request) for node in self.nodes) >= request.workers
+
     def largest(self, request: Request | None = None) -> Node | None:
         """Return the node with the most GPUs, then cores, then memory, of those that match."""
         fit = [node for node in self.nodes if request is None or node.matches(request)]

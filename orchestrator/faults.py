@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,6 +27,14 @@ BUSY = "busy"
 
 KINDS = (INPUT, BUG, DIVERGED, OUT_OF_MEMORY, SYSTEM, TIMEOUT, LOST_WORKER, LOST_NODE, DAMAGED)
 
+_NO_MEMORY = (
+    "can't allocate memory",  # torch's allocator of main memory
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What libraries say that have no class of error for it."""
+
 LONGEST_WAIT = 600.0
 """Seconds between two tries, at most."""
 
@@ -43,6 +52,10 @@ def classify(error: BaseException) -> str:
         return DIVERGED
     if isinstance(error, MemoryError) or name in ("OutOfMemoryError", "OutOfMemory"):
         return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY):
+        return OUT_OF_MEMORY
     if isinstance(error, OSError):
         return SYSTEM
     return BUG
@@ -58,7 +71,10 @@ def explain_failure(error: BaseException) -> dict[str, Any]:
     reason = text[0] if text else name
     if kind == BUG:
         reason = f"{name}: {reason}"
-    return {"kind": kind, "reason": reason, "detail": traceback.format_exc()}
+    failure: dict[str, Any] = {"kind": kind, "reason": reason, "detail": traceback.format_exc()}
+    if isinstance(error, StoreCorrupt):
+        failure["damaged"] = error.stage_id
+    return failure
 
 
 @dataclass

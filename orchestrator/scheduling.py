@@ -136,8 +136,9 @@ class Slot:
         heard: when it last reported.
         epoch: (done, all) epochs of the stage, once it has reported any.
         node: id of the node that it said it runs on.
+        begun: whether the worker is at the stage; until then it waits for its resources.
         doomed: the failure for which its process was killed, if it was.
-        outcome: what the worker said of the stage's end.
+        broken: whether resources of it are known to be gone, with a process that died.
     """
 
     request: Request
@@ -147,8 +148,9 @@ class Slot:
     heard: float
     epoch: tuple[int, int] | None = None
     node: str | None = None
+    begun: bool = False
     doomed: dict[str, Any] | None = None
-    outcome: dict[str, Any] | None = None
+    broken: bool = False
 
 
 class Dispatch:
@@ -174,7 +176,7 @@ class Dispatch:
         self.board = board
         self.options = options
         self.estimator = estimator
-        self.listeners = listeners
+        self.listeners = list(listeners)
         self.clock = clock
         self.run = uuid.uuid4().hex[:12]
         self.retries = faults.Retries(options.faults)
@@ -184,9 +186,16 @@ class Dispatch:
         self.nodes: dict[str, Node] = {}
 
     def tell(self, event: str, *arguments: Any) -> None:
-        """Tell every listener."""
-        for listener in self.listeners:
-            getattr(listener, event)(*arguments)
+        """Tell every listener; one that fails is told no more, and stops no run."""
+        for listener in tuple(self.listeners):
+            try:
+                getattr(listener, event)(*arguments)
+            except Exception:  # a terminal that is gone, a disk of logs that is full, a bug
+                self.listeners.remove(listener)
+                _log.exception(
+                    "%s failed and shows nothing more of this run, which goes on",
+                    type(listener).__name__,
+                )
 
     # ---- the cluster ---------------------------------------------------------------------
 
@@ -260,7 +269,9 @@ class Dispatch:
         self.packing.release(slot.placement)
         slot.placement = ()
         self._wake()
-        chosen = None if self.draining else self._choose()
+        # A worker that is being killed, or has lost its peers' places, can do nothing more.
+        useless = slot.doomed is not None or slot.broken
+        chosen = None if self.draining or useless else self._choose()
         if chosen is None:
             return None
         stage, placement = chosen
@@ -274,7 +285,7 @@ class Dispatch:
         self.board.take(stage)
         slot.placement, slot.stage = again, stage
         slot.since = slot.heard = self.clock()
-        slot.epoch = slot.outcome = None
+        slot.epoch, slot.begun = None, False
         return stage
 
     def _runs_in(self, stage: Stage, slot: Slot) -> bool:
@@ -344,13 +355,15 @@ class Dispatch:
     def _wake(self) -> None:
         """Look at the stages whose wait is over."""
         for stage_id in self.board.due(self.clock()):
-            stage = self.board.plan.stages[stage_id]
-            if self.board.store.is_done(stage_id):  # by somebody else, in the meantime
-                self.board.parked.discard(stage_id)
-                self._finished(stage)
-            elif self.board.store.is_running(stage_id):
-                self.board.postpone(stage_id, self.clock() + BUSY_SECONDS)
-            else:
+            try:
+                if self.board.store.is_done(stage_id):  # by somebody else, in the meantime
+                    self._finished(self.board.plan.stages[stage_id])
+                    self.board.parked.discard(stage_id)
+                elif self.board.store.is_running(stage_id):
+                    self.board.postpone(stage_id, self.clock() + BUSY_SECONDS)
+                else:
+                    self.board.wake(stage_id)
+            except (StoreCorrupt, OSError):  # its worker finds the same, which is then counted
                 self.board.wake(stage_id)
 
     def work(self, stage: Stage) -> Work:
@@ -383,6 +396,7 @@ class Dispatch:
         slot = self.slots.get(name)
         if slot is not None and slot.stage is not None:
             slot.since = slot.heard = self.clock()
+            slot.begun = True
             self.tell("stage_started", slot.stage)
 
     def heard(self, name: str, note: dict[str, Any]) -> None:
@@ -404,7 +418,9 @@ class Dispatch:
         slot = self.slots.get(name)
         if slot is not None and slot.stage is not None:
             stage, slot.stage = slot.stage, None
-            self.conclude(stage, outcome.get("failure"), drained="drained" in outcome)
+            failure = outcome.get("failure")
+            slot.broken = failure is not None and failure["kind"] == faults.LOST_NODE
+            self.conclude(stage, failure, drained="drained" in outcome)
 
     def closed(self, name: str, *, lost: str | None = None) -> None:
         """The slot is gone, with its worker; a stage that it was at has failed.
@@ -440,7 +456,7 @@ class Dispatch:
             for limit, start, text in limits:
                 minutes = getattr(self.options.faults, limit)
                 late = minutes is not None and now - getattr(slot, start) > 60 * minutes
-                if late and slot.stage is not None and slot.doomed is None:
+                if late and slot.begun and slot.stage is not None and slot.doomed is None:
                     slot.doomed = _failure(faults.TIMEOUT, text.format(minutes))
                     found.append(name)
         return found
@@ -449,9 +465,14 @@ class Dispatch:
         self, stage: Stage, failure: dict[str, Any] | None, *, drained: bool = False
     ) -> None:
         """Book a stage's end: what counts is whether its manifest is in the store."""
-        if self.board.store.is_done(stage.id):
-            self._finished(stage)
-            return
+        try:
+            if self.board.store.is_done(stage.id):
+                self._finished(stage)
+                return
+        except StoreCorrupt as error:
+            failure = {**_failure(faults.DAMAGED, str(error)), "damaged": stage.id}
+        except OSError as error:  # whoever looks again finds it done
+            failure = failure or _failure(faults.SYSTEM, f"the store cannot be read: {error}")
         if drained:
             self.board.postpone(stage.id, float("inf"))
             return
@@ -475,9 +496,16 @@ class Dispatch:
         self.tell("stage_retried", stage, failure, delay)
 
     def _finished(self, stage: Stage) -> None:
+        """Book a stage that is in the store.
+
+        Raises:
+            StoreCorrupt: its manifest is damaged; nothing is booked.
+            OSError: the store cannot be read; likewise.
+        """
+        manifest = self.board.store.manifest(stage.id)
         self.board.finish(stage.id)
         self.retries.forget(stage.id)
-        self.estimator.learn(stage, self.board.store.manifest(stage.id))
+        self.estimator.learn(stage, manifest)
         self.tell("stage_finished", stage)
 
     def _note(self, stage: Stage, failure: dict[str, Any]) -> None:
@@ -487,22 +515,28 @@ class Dispatch:
             _log.warning("the failure of %s could not be kept: %s", stage.label, error)
 
     def _grow(self, stage: Stage) -> None:
-        request = self.requests[stage.id]
-        largest = Capacity(tuple(self.nodes.values())).largest(request)
-        self.requests[stage.id] = request.grown(largest) or request
+        """Have a stage ask for more memory, as far as there is more for all of its workers."""
+        request = self.requests.get(stage.id)
+        if request is None:  # in this process nothing is asked for
+            return
+        capacity = Capacity(tuple(self.nodes.values()))
+        larger = request.grown(capacity.largest(request))
+        if larger is not None and (self.options.autoscale or capacity.holds(larger)):
+            self.requests[stage.id] = larger
 
     def _set_aside(self, damaged: str | None) -> bool:
         """Have a finished stage whose files are damaged made again; say whether it can be."""
         if damaged is None or damaged not in self.board.plan.stages:
             return False
-        if damaged in self.board.done and self.board.store.set_aside(damaged):
-            if damaged not in self.requests:
-                self._settle_again(damaged)
+        try:
+            gone = self.board.store.set_aside(damaged)
+        except OSError as error:
+            _log.warning("the damaged stage %s cannot be set aside: %s", damaged[:12], error)
+            return False
+        if gone and damaged in self.board.done:
+            self._ask(self.board.plan.stages.keys() - self.requests.keys())
             self.board.redo(damaged)
         return True
-
-    def _settle_again(self, damaged: str) -> None:
-        self._ask(self.board.plan.stages.keys() - self.requests.keys())
 
 
 def _name(request: Request, names: dict[Request, str]) -> str:
@@ -556,10 +590,7 @@ def run_one(work: Work, report: Callable[[dict[str, Any]], None]) -> dict[str, A
     except Drained:
         return {"drained": True}
     except Exception as error:  # told with its traceback; the driver decides
-        failure = faults.explain_failure(error)
-        if isinstance(error, StoreCorrupt):
-            failure["damaged"] = error.stage_id
-        return {"failure": failure}
+        return {"failure": faults.explain_failure(error)}
     return {"done": True}
 
 

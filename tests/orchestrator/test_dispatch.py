@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.resources import Asked, Node, Request
+from orchestrator import scheduling
 from orchestrator.board import Board
 from orchestrator.listener import Listener
 from orchestrator.plan import Plan, Stage
@@ -485,3 +486,131 @@ def test_what_could_be_used_is_asked_for_of_a_cluster_that_grows(tmp_path):
     world.open()
     assert world.dispatch.wanted() == [CPU] * 3
     assert world.dispatch.wanted(2) == [CPU] * 2
+
+
+def test_waiting_for_resources_is_no_time_that_a_stage_takes(tmp_path):
+    policy = Faults(stage_minutes=1.0, stall_minutes=1.0)
+    world = World(tmp_path, alone("a"), ONE, faults=policy)
+    world.dispatch.open("slot")
+    world.now = 3600.0
+    assert world.dispatch.overdue() == []
+    world.dispatch.started("slot")
+    assert world.dispatch.overdue() == []
+    world.now += 61.0
+    assert world.dispatch.overdue() == ["slot"]
+
+
+def test_a_worker_that_is_being_killed_gets_no_further_stage(tmp_path):
+    world = World(tmp_path, alone("a", "b"), ONE, faults=Faults(stage_minutes=1.0))
+    slot = world.open()
+    world.now = 61.0
+    assert world.dispatch.overdue() == [slot]
+    first = world.label(slot)
+    assert world.end(slot) is None  # it came to the end all the same, just before
+    assert [event[0] for event in world.heard.events] == ["started", "finished"]
+    assert {first, world.label(world.open())} == {"a", "b"}
+
+
+def test_a_stage_that_lost_a_node_of_its_workers_leaves_the_slot(tmp_path):
+    world = World(tmp_path, alone("a", "b"), ONE)
+    lost = {"kind": "lost node", "reason": "the node of worker 2 of 2 died", "detail": ""}
+    slot = world.open()
+    first = world.label(slot)
+    assert world.end(slot, {"failure": lost}) is None
+    assert slot not in world.dispatch.slots
+    assert {first, world.label(world.open())} == {"a", "b"}
+
+
+def test_more_memory_is_asked_for_only_where_all_workers_can_have_it(tmp_path):
+    pair = Request(gpus=0.5, workers=2)
+    world = World(tmp_path, {"a": ("query", [], pair)}, {"n": Node(cpus=4, gpus=1)})
+    world.end(world.open(), {"failure": {"kind": "out of memory", "reason": "", "detail": ""}})
+    world.now = 10.0
+    assert world.label(world.open()) == "a"  # two whole GPUs would never come
+
+
+def test_out_of_memory_in_this_process_is_tried_again_as_it_was(tmp_path, monkeypatch):
+    world = World(tmp_path, alone("a"), ONE, faults=Faults(wait_seconds=0.0))
+    world.dispatch.requests.clear()  # as where no cluster was settled on
+    world.dispatch.board.regroup(lambda stage_id: "")
+    failure = {"failure": {"kind": "out of memory", "reason": "", "detail": ""}}
+    outcomes = iter([failure, {"done": True}])
+
+    def run_one(work, report):
+        outcome = next(outcomes)
+        if "done" in outcome:
+            world.commit("a")
+        return outcome
+
+    monkeypatch.setattr(scheduling, "run_one", run_one)
+    scheduling._run_inline(world.dispatch)
+    assert [event[0] for event in world.heard.events] == [
+        "started",
+        "retried",
+        "started",
+        "finished",
+    ]
+
+
+def test_a_store_that_does_not_answer_the_driver_is_a_failure_that_is_tried_again(
+    tmp_path, monkeypatch
+):
+    world = World(tmp_path, alone("a"), ONE)
+    slot = world.open()
+    world.commit("a")
+
+    def away(stage_id):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "is_done", away)
+        assert world.end(slot, {"done": True}) is None
+        assert world.heard.events[-1] == ("retried", "a", "system", 1.0)
+        world.now = 1.0
+        slot = world.open()  # its worker is asked, while the driver cannot tell
+        assert world.label(slot) == "a"
+    assert world.end(slot, {"done": True}) is None
+    assert world.heard.events[-1] == ("finished", "a")
+    assert world.dispatch.over
+
+
+def test_a_stage_whose_own_manifest_is_damaged_is_made_again(tmp_path):
+    world = World(tmp_path, alone("a"), ONE)
+    slot = world.open()
+    world.commit("a")
+    (world.store.folder(digest({"stage": "a"})) / "manifest.json").write_text("{}")
+    world.store._manifests.clear()  # another process finished it
+    assert world.end(slot, {"done": True}) is None
+    assert world.heard.events[-1] == ("retried", "a", "damaged", 1.0)
+    world.now = 1.0
+    assert world.end(world.open()) is None
+    assert world.heard.events[-1] == ("finished", "a")
+
+
+def test_a_damaged_stage_that_cannot_be_set_aside_fails_what_reads_it(tmp_path, monkeypatch):
+    stages = {"g": ("gallery", [], CPU), "q": ("query", ["g"], CPU)}
+    world = World(tmp_path, stages, ONE)
+    slot = world.open()
+    assert world.end(slot) == "q"
+    torn = {"kind": "damaged", "reason": "", "detail": "", "damaged": world.damage("g")}
+
+    def read_only(stage_id):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(world.store, "set_aside", read_only)
+    world.end(slot, {"failure": torn})
+    assert world.heard.events[-1] == ("failed", "q", "damaged")
+
+
+def test_a_listener_that_fails_stops_no_run_and_is_told_with_its_traceback(tmp_path, caplog):
+    class Broken(Listener):
+        def stage_started(self, stage):
+            raise BrokenPipeError("the terminal is gone")
+
+    world = World(tmp_path, alone("a"), ONE)
+    world.dispatch.listeners.insert(0, Broken())
+    assert world.end(world.open()) is None
+    assert world.heard.events == [("started", "a"), ("finished", "a")]
+    (record,) = caplog.records
+    assert "Broken failed" in record.getMessage()
+    assert "the terminal is gone" in caplog.text

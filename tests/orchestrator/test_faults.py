@@ -21,6 +21,12 @@ class OutOfMemoryError(RuntimeError):
         (TrainingDiverged("loss is nan\nmore"), "diverged", "loss is nan"),
         (MemoryError(), "out of memory", "MemoryError"),
         (OutOfMemoryError("CUDA out of memory."), "out of memory", "CUDA out of memory."),
+        (
+            OSError(12, "Cannot allocate memory"),
+            "out of memory",
+            "[Errno 12] Cannot allocate memory",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "out of memory", "CUDA error: out of memory"),
         (OSError(28, "No space left on device"), "system", "[Errno 28] No space left on device"),
         (TimeoutError("no answer"), "system", "no answer"),
         (StoreCorrupt("x has other bytes"), "damaged", "x has other bytes"),
@@ -35,6 +41,19 @@ def test_failures_are_told_by_kind_in_one_line(error, kind, reason):
         told = faults.explain_failure(caught)
     assert (told["kind"], told["reason"]) == (kind, reason)
     assert "Traceback" in told["detail"]
+
+
+def test_main_memory_that_torch_does_not_get_is_out_of_memory():
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert faults.classify(caught.value) == "out of memory"
+
+
+def test_damage_names_the_stage_to_make_again():
+    told = faults.explain_failure(StoreCorrupt("x has other bytes", stage_id="ab"))
+    assert told["damaged"] == "ab"
 
 
 @pytest.mark.parametrize(
