@@ -13,12 +13,14 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 2.0
 """Between two looks at the cluster's nodes and at the time limits."""
+
+MAILBOX_SECONDS = 60.0
+"""How long a worker waits for a mailbox that died to be there again."""
 
 _DISPATCHES: dict[int, _Bridge] = {}
 _KEYS = itertools.count()
@@ -44,26 +49,30 @@ def nodes_alive() -> dict[str, Node]:
 
 
 class Mailbox:
-    """Where slots fetch their next stage; it answers when the driver has decided."""
+    """Where slots fetch their next stage; it answers when the driver has decided.
+
+    One that dies is started anew by Ray and knows nothing: the driver gives again whatever no slot
+    is known to have fetched. A slot's stages are numbered, so that none is fetched twice.
+    """
 
     def __init__(self) -> None:
         import asyncio
 
-        self._given: dict[str, dict[str, Any] | None] = {}
+        self._given: dict[str, tuple[int, dict[str, Any] | None]] = {}
         self._changed = asyncio.Condition()
         self._draining = False
 
-    async def give(self, slot: str, work: dict[str, Any] | None) -> None:
-        """Put the slot's next stage there, or None to end it."""
+    async def give(self, slot: str, number: int, work: dict[str, Any] | None) -> None:
+        """Put the slot's stage of this number there, or None to end it."""
         async with self._changed:
-            self._given[slot] = work
+            self._given[slot] = number, work
             self._changed.notify_all()
 
-    async def take(self, slot: str) -> dict[str, Any] | None:
-        """Wait for the slot's next stage."""
+    async def take(self, slot: str, number: int) -> dict[str, Any] | None:
+        """Wait for the slot's stage of this number."""
         async with self._changed:
-            await self._changed.wait_for(lambda: slot in self._given)
-            return self._given.pop(slot)
+            await self._changed.wait_for(lambda: self._given.get(slot, (0, None))[0] == number)
+            return self._given.pop(slot)[1]
 
     async def drain(self) -> None:
         """Have stages stop at the end of their epoch."""
@@ -83,18 +92,39 @@ def slot_trainable(config: dict[str, Any]) -> None:
     from orchestrator.scheduling import run_one
     from orchestrator.stages import Work
 
-    mailbox = ray.get_actor(config["mailbox"])
     name = tune.get_context().get_trial_id()
     work: dict[str, Any] | None = config["work"]
 
+    def ask(method: str, *arguments: Any) -> Any:
+        return _ask(config["mailbox"], method, *arguments)
+
     def report(note: dict[str, Any]) -> None:
         tune.report({"note": note})
-        if note.get("event") == "epoch" and ray.get(mailbox.draining.remote()):
+        if note.get("event") == "epoch" and ask("draining"):
             raise Drained
 
-    while work is not None:
+    for number in itertools.count(1):
+        if work is None:
+            return
         tune.report({"end": run_one(Work(**work), report)})
-        work = ray.get(mailbox.take.remote(name))
+        work = ask("take", name, number)
+
+
+def _ask(mailbox: str, method: str, *arguments: Any) -> Any:
+    """Return a mailbox' answer, also of one that is being started anew.
+
+    Raises:
+        RayError: there is none any more: the driver has ended.
+    """
+    until = time.monotonic() + MAILBOX_SECONDS
+    while True:
+        try:
+            actor = ray.get_actor(mailbox)
+            return ray.get(getattr(actor, method).remote(*arguments))
+        except (RayActorError, ValueError):  # dead, or not there (yet)
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
 
 
 # ---- in the driver -----------------------------------------------------------------------
@@ -109,6 +139,8 @@ class _Bridge:
         self.mailbox = mailbox
         self.told_to_drain = False
         self._watched = 0.0
+        self._numbers: Counter[str] = Counter()
+        self._given: dict[str, dict[str, Any] | None] = {}
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Open a slot and return the config of its trial, or None."""
@@ -130,9 +162,15 @@ class _Bridge:
 
         stage = self.dispatch.next(name)
         work = None if stage is None else describe(self.dispatch, stage)
-        self.mailbox.give.remote(name, work)
+        self._numbers[name] += 1
+        self._given[name] = work
+        self.mailbox.give.remote(name, self._numbers[name], work)
         if stage is not None:
             self.dispatch.started(name)
+
+    def fetched(self, name: str) -> None:
+        """Note that the slot has what it was given: it reports of it, or is gone."""
+        self._given.pop(name, None)
 
     def watch(self, trials: Any) -> None:
         """Pass on a wish to drain; look now and then at nodes and time limits."""
@@ -143,6 +181,7 @@ class _Bridge:
         if time.monotonic() - self._watched < WATCH_SECONDS:
             return
         self._watched = time.monotonic()
+        self._give_again()
         self.dispatch.update_nodes(nodes_alive())
         late = set(self.dispatch.overdue())
         for trial in trials if late else ():
@@ -151,12 +190,24 @@ class _Bridge:
         if self.dispatch.options.autoscale:
             ask_for_nodes(self.dispatch.wanted())
 
+    def _give_again(self) -> None:
+        """Tell the mailbox all that one that was started anew does not know."""
+        if self.told_to_drain:
+            self.mailbox.drain.remote()
+        for name, work in self._given.items():
+            self.mailbox.give.remote(name, self._numbers[name], work)
+
 
 def ask_for_nodes(requests: list[Request]) -> None:
     """Tell an autoscaling cluster what would be used if it were there."""
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[bundle for request in requests for bundle in request.bundles()])
+    request_resources(
+        bundles=[bundle for request in requests for bundle in request.bundles()],
+        bundle_label_selectors=[
+            selector for request in requests for selector in request.label_selectors()
+        ],
+    )
 
 
 class StageSearcher(Searcher):  # type: ignore[misc]
@@ -170,18 +221,22 @@ class StageSearcher(Searcher):  # type: ignore[misc]
         """Return the config of a slot with its first stage, None to wait, or FINISHED."""
         bridge = _DISPATCHES[self.key]
         config = bridge.describe(trial_id)
-        if config is None:
-            # None while nothing is live makes Tune's controller ask once a second, and do nothing
-            # else: right while a stage waits to be tried again, wrong when all is done.
-            return str(Searcher.FINISHED) if bridge.dispatch.over else None
+        if config is None and bridge.dispatch.over:
+            return str(Searcher.FINISHED)
+        if config is None and not bridge.dispatch.slots:
+            # While nothing is live, Tune's controller asks here once a second and does nothing
+            # else: nodes that come would not be seen.
+            bridge.watch(())
         return config
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """The slot is gone; :class:`StageCallback` knows more where it failed."""
+        bridge = _DISPATCHES[self.key]
+        bridge.fetched(trial_id)
         if not error:
-            _DISPATCHES[self.key].dispatch.closed(trial_id)
+            bridge.dispatch.closed(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the store is what is resumed from."""
@@ -206,6 +261,7 @@ class StageCallback(tune.Callback):  # type: ignore[misc]
         """A stage reported progress, or its end."""
         bridge = _DISPATCHES[self.key]
         if "note" in result:
+            bridge.fetched(trial.trial_id)
             bridge.dispatch.heard(trial.trial_id, result["note"])
         elif "end" in result:
             bridge.dispatch.ended(trial.trial_id, result["end"])
@@ -228,6 +284,7 @@ class StageCallback(tune.Callback):  # type: ignore[misc]
 
     def _lost(self, trial: Any) -> None:
         bridge = _DISPATCHES[self.key]
+        bridge.fetched(trial.trial_id)
         bridge.dispatch.update_nodes(nodes_alive())
         path = trial.error_file
         said = Path(path).read_text(errors="replace") if path and Path(path).exists() else ""
@@ -257,7 +314,12 @@ def fit(
     key = next(_KEYS)
     mailbox_name = f"asymbench-{dispatch.run}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": here}
+    options = {
+        "num_cpus": 0,
+        "max_concurrency": 1000,
+        "max_restarts": -1,
+        "scheduling_strategy": here,
+    }
     mailbox = ray.remote(Mailbox).options(name=mailbox_name, **options).remote()
     _DISPATCHES[key] = _Bridge(dispatch, mailbox_name, mailbox)
     name = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{dispatch.run}"
