@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.resources import Request
 from orchestrator.listener import Listener
-from orchestrator.logs import plain
+from orchestrator.logs import LAST_MOMENT, are_metrics, plain
 from orchestrator.plan import Plan, Stage
 from orchestrator.processes import is_gone, this_process
 from orchestrator.store import read_json, write_json
@@ -218,6 +220,76 @@ def _by_kind(plan: Plan, requests: Mapping[str, Request]) -> dict[str, list[str]
 # ---- reading -----------------------------------------------------------------------------
 
 
+class _Shown(BaseModel):
+    """A part of the board, with the types that readers rely on; what else it has is kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _ShownProcess(_Shown):
+    pid: int | None = None
+    host: str | None = None
+    machine: str | None = None
+    started: float | None = None
+
+
+class _ShownStage(_Shown):
+    stage: str
+    seconds: float | None = None
+    attempt: int | None = None
+
+
+class _ShownRunning(_ShownStage):
+    kind: str
+    label: str
+    note: dict[str, Any] = {}
+    seconds_left: float | None = None
+    host: str | None = None
+    pid: int | None = None
+
+    @field_validator("note")
+    @classmethod
+    def _is_readable(cls, note: dict[str, Any]) -> dict[str, Any]:
+        numbers = [note[name] for name in ("epoch", "epochs") if name in note]
+        if len(numbers) == 1 or not all(isinstance(number, int) for number in numbers):
+            raise ValueError("an epoch has a number, and so has the last")
+        if not are_metrics(note.get("metrics", {})):
+            raise ValueError("metrics are numbers")
+        return note
+
+
+class _ShownRetry(_ShownStage):
+    kind: str
+    reason: str | None = None
+
+
+class _ShownBoard(_Shown):
+    beat: int
+    process: _ShownProcess
+    run: str | None = None
+    updated: float = Field(0.0, ge=0, lt=LAST_MOMENT)
+    ended: str | None = None
+    draining: bool = False
+    cpus: float | None = None
+    gpus: float | None = None
+    nodes: int | None = None
+    seconds_left: float | None = Field(None, lt=LAST_MOMENT)
+    running: list[_ShownRunning] = []
+    retries: list[_ShownRetry] = []
+    requests: dict[str, list[str]] = {}
+
+
+def _is_board(found: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a file's value is a board of this format, whoever wrote it."""
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return False
+    try:
+        _ShownBoard.model_validate(found)
+    except ValidationError:
+        return False
+    return True
+
+
 class Watcher:
     """Reads a live board, and judges by its own clock whether the driver lives.
 
@@ -241,7 +313,7 @@ class Watcher:
         """Return the board as it is now, or None where none was ever written."""
         found = read_json(self.path)
         now = self.clock()
-        if isinstance(found, dict) and found.get("format") == FORMAT:
+        if _is_board(found):
             beat = (found.get("run"), found.get("beat"))
             if self._beat is None:
                 self._since = now

@@ -30,6 +30,18 @@ PROGRESS_LIMIT = LIMIT // 2
 _DETAIL = 20_000
 """Characters of a traceback that are kept, its last ones."""
 
+LAST_MOMENT = 2.0**36
+"""Seconds since 1970 that a record cannot have: the year 4147; some clocks cannot show more."""
+
+_FIELDS: dict[str, dict[str, Any]] = {
+    "epoch": {"epoch": int, "epochs": int, "metrics": dict | None},
+    "resumed": {"epoch": int},
+    "retried": {"kind": str, "reason": str, "delay": int | float, "attempt": int | None},
+    "failed": {"kind": str, "reason": str, "attempt": int | None},
+    "finished": {"seconds": int | float | None},
+}
+"""What is told of a record, by event."""
+
 _PROGRESS = frozenset({"epoch", "encoding", "placed", "resumed"})
 
 _log = logging.getLogger(__name__)
@@ -210,8 +222,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # torn: of a driver that died in it, or of a disk that was full
+    except (ValueError, RecursionError):  # torn: of a driver that died in it, or a full disk
         return None
-    known = isinstance(record, dict) and isinstance(record.get("event"), str)
-    number = known and isinstance(record.get("time"), int | float)
-    return record if number else None
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        return None
+    moment = record.get("time")
+    if not isinstance(moment, int | float) or not 0 <= moment < LAST_MOMENT:
+        return None
+    return record
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a record has what its event needs to be told."""
+    needed = _FIELDS.get(record["event"], {})
+    fits = all(isinstance(record.get(name), types) for name, types in needed.items())
+    return fits and are_metrics(record.get("metrics") or {})
+
+
+def are_metrics(value: Any) -> bool:
+    """Whether a value is metrics as :func:`plain` leaves them: numbers by name."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(n, int | float) or n in ("nan", "inf", "-inf") for n in value.values())

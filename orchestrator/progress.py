@@ -13,7 +13,7 @@ from orchestrator.plan import Plan, Stage
 from orchestrator.redaction import redact
 from orchestrator.store import StageStore
 from orchestrator.tally import Tally
-from orchestrator.wording import describe, duration, plural, reason, where
+from orchestrator.wording import describe, duration, plural, printable, reason, where
 
 _QUIET_SECONDS = 10.0
 """Where there is no terminal, a stage's epochs and the summary are told at most this often."""
@@ -166,27 +166,34 @@ class Progress(Listener):
 
     def _panel(self) -> Any:
         from rich.console import Group
+        from rich.padding import Padding
         from rich.table import Table
         from rich.text import Text
 
+        def cut(text: str) -> Text:
+            return Text(text, no_wrap=True, overflow="ellipsis")
+
         table = Table(box=None, padding=(0, 1))
-        for name in ("running", "epoch", "what"):
-            table.add_column(name, overflow="ellipsis", no_wrap=True)
+        table.add_column("running")
+        table.add_column("epoch", no_wrap=True)  # the others give way
+        table.add_column("what")
         running = list(self.tally.running.values())  # at once: another thread draws this
         for record in running[:_ROWS]:
             note = record.note
             epoch = f"{note['epoch']}/{note['epochs']}" if "epoch" in note else ""
-            table.add_row(record.stage.label, epoch, describe(note, epoch=False))
+            table.add_row(cut(record.stage.label), epoch, cut(describe(note, epoch=False)))
         if len(running) > _ROWS:
             table.add_row(f"and {len(running) - _ROWS} more", "", "")
-        return Group(Text(self.summary(), no_wrap=True), table)
+        summary = cut(self.summary())
+        # Room on the right for the ^C that a terminal prints: one line more would be left behind.
+        return Padding(Group(summary, table) if running else summary, (0, 3, 0, 0))
 
     def say(self, text: str) -> None:
         """Show a line, on a terminal too, where it stays above the table."""
         self._line(text, always=True)
 
     def _line(self, text: str, *, always: bool = False) -> None:
-        text = redact(text)
+        text = printable(redact(text))
         if self._live is not None:
             if always:
                 self._live.console.print(text, markup=False, highlight=False)

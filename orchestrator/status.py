@@ -292,7 +292,9 @@ def driver_line(status: StudyStatus) -> str:
         )
     if board.get("run") is None:
         return f"{who} is starting"
-    has = [plural(round(board[key]), key[:-1].upper()) for key in ("cpus", "gpus") if board[key]]
+    has = [
+        plural(round(board[key]), key[:-1].upper()) for key in ("cpus", "gpus") if board.get(key)
+    ]
     nodes = board.get("nodes") or 1
     places = f" on {plural(nodes, 'node')}" if nodes > 1 else ""
     text = f"{who}: run {board.get('run')}, {' and '.join(has) or 'this process'}{places}"

@@ -34,6 +34,9 @@ _FAILURES = 20
 _RUNNING = 30
 """Running stages that `status` lists."""
 
+_LABEL = 24
+"""Characters that are left of a stage's label on a narrow terminal."""
+
 _FOLLOW_SECONDS = 0.5
 
 
@@ -97,6 +100,7 @@ def status(
     """
     from orchestrator.status import Observer
     from orchestrator.status import as_json as to_json
+    from orchestrator.wording import printable
 
     if watch is not None and (as_json or state):
         other = "--json" if as_json else "--trials"
@@ -108,16 +112,20 @@ def status(
         raise SystemExit(_watch(observer, watch))
     found = observer.look()
     if as_json:
-        echo_json(to_json(found, session.store))
+        shown = to_json(found, session.store)
+        if state is not None:
+            shown["list"] = [trial for trial in shown["list"] if trial["state"] == state]
+        echo_json(shown)
     elif state is not None:
         rows = [[t.trial.label, t.why] for t in found.trials if t.state == state]
-        click.echo(table([f"{state} trial", "why"], rows) if rows else f"no trial is {state}")
+        text = table([f"{state} trial", "why"], rows) if rows else f"no trial is {state}"
+        click.echo("\n".join(printable(line) for line in text.splitlines()))
     else:
         click.echo("\n".join(_lines(found)))
 
 
-def _lines(status: StudyStatus) -> list[str]:
-    """Return a study's status as text."""
+def _lines(status: StudyStatus, width: int | None = None) -> list[str]:
+    """Return a study's status as text; stages' labels are cut so that tables fit into ``width``."""
     from orchestrator.status import (
         RUNNING_COLUMNS,
         driver_line,
@@ -125,11 +133,13 @@ def _lines(status: StudyStatus) -> list[str]:
         running_rows,
         waiting_groups,
     )
+    from orchestrator.wording import printable
 
     lines = [headline(status), driver_line(status)]
     rows = running_rows(status)
     if rows:
-        lines += ["", *table(RUNNING_COLUMNS, rows[:_RUNNING]).splitlines()]
+        shown = rows[:_RUNNING] if width is None else _cut(rows[:_RUNNING], width)
+        lines += ["", *table(RUNNING_COLUMNS, shown).splitlines()]
     if len(rows) > _RUNNING:
         lines.append(f"and {len(rows) - _RUNNING} more")
     failed = [t for t in status.trials if t.state == "failed"]
@@ -140,7 +150,16 @@ def _lines(status: StudyStatus) -> list[str]:
     waiting = waiting_groups(status)
     if waiting:
         lines += ["", "waiting", *waiting]
-    return lines
+    return [printable(line) for line in lines]
+
+
+def _cut(rows: list[list[str]], width: int) -> list[list[str]]:
+    """Return rows with first cells so short that the other columns fit, or of _LABEL characters."""
+    others = list(zip(*rows, strict=True))[1:]
+    room = max(_LABEL, width - sum(2 + max(map(len, column)) for column in others))
+    return [
+        [row[0] if len(row[0]) <= room else f"{row[0][: room - 1]}…", *row[1:]] for row in rows
+    ]
 
 
 def _watch(observer: Observer, seconds: float) -> int:
@@ -158,22 +177,24 @@ def _watch_screen(observer: Observer, seconds: float) -> StudyStatus:
     from rich.live import Live
 
     found = observer.look()
-    with Live(_screen(found), console=Console(), screen=True, auto_refresh=False) as live:
+    console = Console()
+    first = _screen(found, console.width)
+    with Live(first, console=console, screen=True, auto_refresh=False) as live:
         while found.ended is None:
             time.sleep(seconds)
             found = observer.look()
-            live.update(_screen(found), refresh=True)
+            live.update(_screen(found, console.width), refresh=True)
     click.echo("\n".join(_lines(found)))
     return found
 
 
-def _screen(status: StudyStatus) -> Any:
+def _screen(status: StudyStatus, width: int) -> Any:
+    from rich.console import Group
     from rich.text import Text
 
-    text = Text(no_wrap=True, overflow="ellipsis")
-    for place, line in enumerate(_lines(status)):
-        text.append(f"{line}\n", style="bold" if place == 0 else "")
-    return text
+    head, driver, *rest = _lines(status, width)
+    body = Text("\n".join(rest), no_wrap=True, overflow="ellipsis")
+    return Group(Text(head, style="bold"), Text(driver), body)  # who and how long is never cut
 
 
 def _watch_lines(observer: Observer, seconds: float) -> StudyStatus:
@@ -195,12 +216,13 @@ def _watch_lines(observer: Observer, seconds: float) -> StudyStatus:
 def _told(status: StudyStatus) -> list[str]:
     """Return lines that change only when something did: no time is in them."""
     from orchestrator.status import driver_line, headline, running_rows
+    from orchestrator.wording import printable
 
     driver = driver_line(status) if status.driver == "none" else f"the driver is {status.driver}"
     lines = [driver, headline(status)]
     lines += [" ".join(filter(None, [*row[:3], row[5]])) for row in running_rows(status)]
     lines += [f"failed: {label}: {why}" for label, why in status.failures]
-    return lines
+    return [printable(line) for line in lines]
 
 
 # ---- logs --------------------------------------------------------------------------------
@@ -391,14 +413,17 @@ class _Story:
 
 def _record_lines(stage: Stage, record: dict[str, Any]) -> list[str]:
     """Return a record as people read it; a traceback follows, indented."""
+    from orchestrator.wording import printable
+
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
     first = f"{moment}  {stage.kind:<9}  {_what(record)}"
     detail = record.get("detail")
     indented = [f"    {line}" for line in str(detail).rstrip().splitlines()] if detail else []
-    return [first, *indented]
+    return [printable(line) for line in (first, *indented)]
 
 
 def _what(record: dict[str, Any]) -> str:
+    from orchestrator.logs import is_whole
     from orchestrator.wording import describe, duration, reason
 
     def started(r: dict[str, Any]) -> str:
@@ -434,4 +459,4 @@ def _what(record: dict[str, Any]) -> str:
         "full": lambda r: "the log is full; more is not kept",
     }
     tell = said.get(record["event"])
-    return tell(record) if tell is not None else str(record["event"])
+    return tell(record) if tell is not None and is_whole(record) else str(record["event"])

@@ -13,6 +13,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def printable(text: str) -> str:
+    """Return text in which nothing commands a terminal: control characters as their escapes."""
+    text = text.expandtabs(4)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def reason(failure: dict[str, Any]) -> str:
     """Return a failure as one line: ``out of memory: CUDA out of memory (attempt 2)``."""
     attempt = failure.get("attempt") or 1
@@ -51,7 +59,7 @@ def describe(note: dict[str, Any], *, epoch: bool = True) -> str:
         ("validation/map_symmetric", "mAP (symmetric)"),
     ):
         if name in metrics:
-            parts.append(f"validation {shown} {metrics[name]:.4f}")
+            parts.append(f"validation {shown} {float(metrics[name]):.4f}")
             break
     return ", ".join(parts)
 

@@ -215,6 +215,37 @@ def test_a_board_that_cannot_be_read_is_none(tmp_path, text):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        {"beat": None},
+        {"process": 3},
+        {"process": None},
+        {"process": {"pid": "x"}},
+        {"updated": "x"},
+        {"updated": 1e300},
+        {"run": {}},
+        {"cpus": "many"},
+        {"nodes": "two"},
+        {"requests": {"query": 3}},
+        {"running": None},
+        {"running": [1]},
+        {"running": [{}]},
+        {"running": [{"stage": "a", "label": "b", "kind": "query", "note": {"epoch": 1}}]},
+        {"running": [{"stage": "a", "label": "b", "kind": "query", "note": {"metrics": [1]}}]},
+        {"retries": [{"stage": "a"}]},
+        {"retries": [{"stage": "a", "kind": "bug", "seconds": "x"}]},
+    ],
+)
+def test_a_board_with_a_value_that_it_cannot_have_is_not_believed(tmp_path, damage):
+    write(tmp_path, 1)
+    whole = json.loads(live_path(tmp_path, "s").read_text())
+    watcher = Watcher(tmp_path, "s")
+    assert watcher.look() == whole
+    write_json(live_path(tmp_path, "s"), {**whole, "beat": 2, **damage})
+    assert watcher.look() == whole  # the last that could be read
+
+
+@pytest.mark.parametrize(
     ("process", "ended", "driver"),
     [
         (HERE, None, "alive"),

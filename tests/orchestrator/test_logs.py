@@ -106,7 +106,18 @@ def test_a_torn_line_is_passed_over_and_swallows_nothing(tmp_path, cut):
 
 
 @pytest.mark.parametrize(
-    "line", [b"\xff\xfe\n", b"[1]\n", b"3\n", b"{}\n", b'{"event": 3, "time": 1}\n', b"\n\n"]
+    "line",
+    [
+        b"\xff\xfe\n",
+        b"[1]\n",
+        b"3\n",
+        b"{}\n",
+        b"\n\n",
+        b"[" * 100_000 + b"\n",
+        b'{"event": 3, "time": 1}\n',
+        b'{"event": "encoding", "time": 1e300}\n',
+        b'{"event": "encoding", "time": NaN}\n',
+    ],
 )
 def test_a_line_that_is_no_record_is_passed_over(tmp_path, line):
     path = tmp_path / "a.jsonl"

@@ -1,6 +1,7 @@
 """Progress lines, with a clock that the test turns."""
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -224,7 +225,7 @@ def test_a_terminal_gets_failures_as_lines_and_the_rest_as_a_panel(tmp_path):
         progress.stage_started(query)
         progress.stage_progressed(query, EPOCH)
         progress.stage_failed(other, {"kind": "bug", "reason": "[red]KeyError[/red]"})
-        summary, panel = progress._panel().renderables
+        summary, panel = progress._panel().renderable.renderables
     assert str(summary).startswith("0 of ")
     assert panel.row_count == 1
     assert "FAILED  query s1: bug: [red]KeyError[/red]" in stream.getvalue()
@@ -235,6 +236,26 @@ def test_a_terminal_shows_twelve_running_stages_and_counts_the_others(tmp_path):
     with Progress(plan, StageStore(tmp_path), Estimator(), slots=1, stream=Terminal()) as progress:
         for trial in plan.trials:
             progress.stage_started(plan.stages[trial.stages["query"]])
-        _, panel = progress._panel().renderables
+        _, panel = progress._panel().renderable.renderables
     assert panel.row_count == 13
     assert list(panel.columns[0].cells)[-1] == "and 8 more"
+
+
+@pytest.mark.parametrize("width", [44, 60, 100])
+def test_a_narrow_terminal_cuts_labels_and_never_the_epoch(tmp_path, width):
+    from rich.console import Console
+
+    plan = synthetic_plan(1, share=1)
+    stage = plan.stages[plan.trials[0].stages["query"]]
+    metrics = {"loss/q": 0.25, "validation/map": 0.5}
+    note = {"event": "epoch", "epoch": 117, "epochs": 200, "metrics": metrics}
+    stream = io.StringIO()
+    with Progress(plan, StageStore(tmp_path), Estimator(), slots=1, stream=Terminal()) as progress:
+        progress.stage_started(replace(stage, label="query csch of a very long name " * 3))
+        progress.stage_progressed(stage, note)
+        Console(file=stream, width=width, force_terminal=False).print(progress._panel())
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "query csch" in lines[2]
+    assert "117/200" in lines[2]
+    assert max(len(line.rstrip()) for line in lines) <= width - 3

@@ -13,7 +13,7 @@ from orchestrator.live import live_path
 from orchestrator.logs import append, log_path
 from orchestrator.processes import this_process
 from orchestrator.session import open_session, remember
-from orchestrator.status import StudyStatus, TrialStatus
+from orchestrator.status import Observer, StudyStatus, TrialStatus
 from orchestrator.store import open_store, write_json
 from tests.orchestrator.synthetic import finish, synthetic_plan
 
@@ -263,6 +263,34 @@ def test_watch_on_a_terminal_shows_a_screen_and_leaves_the_end(
     )
 
 
+def test_a_narrow_screen_cuts_labels_before_anything_else(session):
+    gallery = stage_of(session, 0, "gallery")
+    metrics = {"loss/g": 0.5, "validation/map": 0.25}
+    note = {"event": "epoch", "epoch": 3, "epochs": 12, "metrics": metrics}
+    entry = {"stage": gallery.id, "kind": "gallery", "label": gallery.label, "note": note}
+    board(session, running=[entry])
+    found = Observer(session).look()
+
+    def row(width: int | None) -> str:
+        return next(
+            line for line in watch_commands._lines(found, width) if line.startswith("gallery ")
+        )
+
+    assert row(None).startswith(gallery.label)
+    whole = len(row(None))
+    shorter = row(whole - 10)
+    assert shorter.endswith("epoch 3/12  loss 0.5000, validation mAP 0.2500")
+    assert len(shorter) <= whole - 10
+    assert len(row(20).partition("…")[0]) == 23  # what is left of a label at least
+
+
+@pytest.mark.parametrize(("state", "count"), [("waiting", 4), ("done", 0)])
+def test_json_of_one_state_lists_its_trials_only(session, asymbench, state, count):
+    found = json.loads(asymbench("status", "mine", "--json", "--trials", state).out)
+    assert [trial["state"] for trial in found["list"]] == [state] * count
+    assert found["trials"] == {"done": 0, "running": 0, "waiting": 4, "failed": 0}
+
+
 # ---- logs --------------------------------------------------------------------------------
 
 
@@ -319,6 +347,47 @@ def test_a_torn_last_line_does_not_matter(story, asymbench):
     with path.open("a") as stream:
         stream.write('{"time": 20.0, "eve')
     assert asymbench("logs", story.plan.trials[0].id).out.count("\n") == 12
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"event": "epoch", "epoch": 1},
+        {"event": "epoch", "epoch": 1, "epochs": 2, "metrics": 3},
+        {"event": "epoch", "epoch": 1, "epochs": 2, "metrics": {"validation/map": "x"}},
+        {"event": "failed", "reason": "r"},
+        {"event": "failed", "kind": "bug", "reason": "r", "attempt": "x"},
+        {"event": "retried", "kind": "bug", "reason": "r", "delay": "soon"},
+        {"event": "finished", "seconds": "x"},
+        {"event": "resumed"},
+    ],
+)
+def test_a_record_that_lacks_what_its_event_needs_is_named_only(session, asymbench, fields):
+    query = stage_of(session, 0, "query")
+    event, rest = fields["event"], {k: v for k, v in fields.items() if k != "event"}
+    log(session, query, event, 1.0, **rest)
+    found = asymbench("logs", session.plan.trials[0].id)
+    assert (found.code, found.out.split()[2:]) == (0, ["query", event])
+
+
+def test_a_metric_that_is_no_number_is_shown_as_it_is(session, asymbench):
+    query = stage_of(session, 0, "query")
+    metrics = {"loss/q": float("nan"), "validation/map": float("nan")}
+    log(session, query, "epoch", 1.0, epoch=1, epochs=2, metrics=metrics)
+    found = asymbench("logs", session.plan.trials[0].id)
+    assert found.out.rstrip().endswith("epoch 1/2, loss nan, validation mAP nan")
+
+
+@pytest.mark.parametrize("command", ["logs", "status"])
+def test_nothing_that_a_worker_said_commands_the_terminal(session, asymbench, command):
+    query = stage_of(session, 0, "query")
+    hostile = "\x1b[2J\x1b]0;title\x07 \u202e red"
+    failure = {"kind": "bug", "reason": hostile, "detail": f"first\n{hostile}", "attempt": 1}
+    session.store.note_failure(query.id, failure)
+    log(session, query, "failed", 1.0, **failure)
+    out = asymbench(command, session.plan.trials[0].id if command == "logs" else "mine").out
+    assert "\\x1b[2J\\x1b]0;title\\x07 \\u202e red" in out
+    assert all(line.isprintable() for line in out.splitlines())
 
 
 def test_json_lines_are_the_records_with_their_stage(story, asymbench):
