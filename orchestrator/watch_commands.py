@@ -125,7 +125,7 @@ def status(
 
 
 def _lines(status: StudyStatus, width: int | None = None) -> list[str]:
-    """Return a study's status as text; stages' labels are cut so that tables fit into ``width``."""
+    """Return a study's status as text; stages' labels are cut to fit their table to ``width``."""
     from orchestrator.status import (
         RUNNING_COLUMNS,
         driver_line,
@@ -154,8 +154,10 @@ def _lines(status: StudyStatus, width: int | None = None) -> list[str]:
 
 
 def _cut(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Return rows with first cells so short that the other columns fit, or of _LABEL characters."""
-    others = list(zip(*rows, strict=True))[1:]
+    """Return rows whose first cells leave room for the others; _LABEL characters are kept."""
+    from orchestrator.status import RUNNING_COLUMNS
+
+    others = list(zip(RUNNING_COLUMNS, *rows, strict=True))[1:]
     room = max(_LABEL, width - sum(2 + max(map(len, column)) for column in others))
     return [
         [row[0] if len(row[0]) <= room else f"{row[0][: room - 1]}…", *row[1:]] for row in rows
