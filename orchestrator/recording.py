@@ -86,13 +86,23 @@ class Replay:
         kind: as recorded.
         bits: code length.
         device: where the codes go.
+        check: called with an epoch's file name before the file is opened; raises if it is damaged.
     """
 
-    def __init__(self, folder: Path, kind: Kind, bits: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: Kind,
+        bits: int,
+        device: str = "cpu",
+        *,
+        check: Callable[[str], object] | None = None,
+    ) -> None:
         self.folder = folder
         self.kind = kind
         self.bits = bits
         self.device = device
+        self.check = check
         self._loaded: tuple[int, NDArray[np.generic]] | None = None
 
     def codes(self, epoch: int, positions: NDArray[np.int64], views: Tensor) -> Tensor:
@@ -100,6 +110,8 @@ class Replay:
         import torch
 
         if self._loaded is None or self._loaded[0] != epoch:
+            if self.check is not None:
+                self.check(epoch_name(epoch))
             path = self.folder / epoch_name(epoch)
             self._loaded = (epoch, np.load(path, mmap_mode="r", allow_pickle=False))
         rows = np.asarray(self._loaded[1][positions])

@@ -31,7 +31,7 @@ from methods.pairs import SideSpec
 from methods.recipe import Recipe
 from orchestrator.checkpoints import Checkpoints, save_tensors
 from orchestrator.errors import StageBusy
-from orchestrator.recording import Recorder, Replay, save_array
+from orchestrator.recording import Recorder, Replay, epoch_name, save_array
 from orchestrator.store import Manifest, StageStore, open_store, write_json
 from retrieval.augmentation import Augmentation, Views
 from retrieval.codes import pack
@@ -648,10 +648,14 @@ class _Runner:
         recorded = inputs["gallery"] if simultaneous else inputs.get("recording")
         source: CodeSource
         if recorded is not None:
-            for epoch in range(recipe.epochs):  # each file is checked once, before training
-                self.store.read(recorded, f"recording/epoch-{epoch:05d}.npy")
-            folder = self.store.folder(recorded)
-            source = Replay(folder, setup["recording"], int(setup["bits"]), self.device)
+            for epoch in range(recipe.epochs):  # before training, so that nothing is in vain
+                self.store.read(recorded, epoch_name(epoch))
+
+            def check(name: str) -> None:  # and again when it is read, which can be days later
+                self.store.read(recorded, name)
+
+            folder, bits = self.store.folder(recorded), int(setup["bits"])
+            source = Replay(folder, setup["recording"], bits, self.device, check=check)
         else:
             teacher = self.frozen_gallery(setup["gallery_side"], setup["gallery_head"])
             source = LiveTeacher(

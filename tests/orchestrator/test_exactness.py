@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from methods.base import METHODS, Schedule, Task
 from orchestrator.listener import Listener
 from orchestrator.store import open_store
+from tests.orchestrator.conftest import Lab
 
 NOISY_PAIR = {
     "name": "noisy",
@@ -175,3 +176,33 @@ def test_sides_of_different_input_sizes_train_and_replay_exactly(shared_lab):
     live, _ = shared_lab.run(pairs=[pair], replay=False)
     assert not board.failed
     assert_same(final(shared_lab, replayed), final(shared_lab, live))
+
+
+class FlipsBits(Listener):
+    """Changes a recording on the disk once the query that reads it has trained an epoch."""
+
+    def __init__(self, home):
+        self.home = home
+        self.retried = []
+
+    def stage_progressed(self, stage, note):
+        if stage.kind == "query" and note.get("event") == "epoch" and not self.retried:
+            (path,) = (self.home / "store/stages").glob("*/recording/epoch-00001.npy")
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 0xFF
+            path.write_bytes(content)
+
+    def stage_retried(self, stage, failure, delay):
+        self.retried.append((stage.kind, failure["kind"]))
+
+
+def test_a_recording_that_changes_while_a_query_trains_on_it_is_noticed_and_made_again(tmp_path):
+    quiet, disturbed = Lab(tmp_path / "quiet"), Lab(tmp_path / "disturbed")
+    flips = FlipsBits(disturbed.home)
+    expected = final(quiet, quiet.run()[0])
+    got = final(disturbed, disturbed.run(flips)[0])
+    assert flips.retried == [("query", "damaged")]
+    for name, value in expected[0].items():
+        np.testing.assert_array_equal(got[0][name], value, err_msg=name)
+    for value, other in zip(got[1:], expected[1:], strict=True):
+        np.testing.assert_array_equal(value, other)
