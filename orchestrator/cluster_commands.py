@@ -82,6 +82,8 @@ def render(place: str, overrides: tuple[str, ...], folder: str | None, as_json: 
         rendered = rendering.render(place, _given(overrides))
     except rendering.RenderError as error:
         raise _as_input(error) from None
+    if folder is not None and not folder.strip():
+        raise InputError("must name a folder; . is this one", key="--output", value=folder)
     target = Path(folder if folder is not None else f"asymbench-{place}").expanduser()
     _write(rendered, target)
     if as_json:

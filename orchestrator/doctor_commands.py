@@ -247,19 +247,17 @@ def look_at_store(home: Path, where: str) -> Check:
     from cluster.doctor import Check
 
     shown = redact(where) if where else str(home / "store")
-    if "://" not in where:
-        folder = Path(where).expanduser().absolute() if where else home / "store"
-        if not folder.exists():
-            return Check("store", "ok", f"{shown}: is made at the first run")
     try:
         if "://" in where:
             return _try_objects(where, shown)
         from orchestrator.store import open_store
 
-        open_store(home, where)
+        there = open_store(home, where).root.exists()
     except InputError as error:
         return Check("store", "fail", redact(error.problem), error.hint or "see docs/cluster.md")
-    return Check("store", "ok", f"{shown}: can be opened")
+    return Check(
+        "store", "ok", f"{shown}: {'can be opened' if there else 'is made at the first run'}"
+    )
 
 
 def _try_objects(where: str, shown: str) -> Check:
@@ -337,12 +335,10 @@ def _sqlite(path: Path, facts: Mapping[str, Any]) -> Check:
             mode = database.execute("pragma journal_mode").fetchone()[0]
             tables = database.execute("select count(*) from sqlite_master").fetchone()[0]
     except sqlite3.Error as error:
-        return Check(
-            "tracker",
-            "fail",
-            f"{path}: {error}",
-            "remove it: the next run, or `asymbench sync --all`, fills it anew from the store",
-        )
+        remedy = "remove it: the next run, or `asymbench sync --all`, fills it anew from the store"
+        if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            remedy = "get the right to write there, or name another tracker: tracking.uri"
+        return Check("tracker", "fail", f"{path}: {error}", remedy)
     return Check("tracker", "ok", f"{path}: SQLite, {tables} tables and indices, journal {mode}")
 
 

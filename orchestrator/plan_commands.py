@@ -171,7 +171,7 @@ class Hardware:
 _HARDWARE = re.compile(
     r"(?:(?P<nodes>\d+)x)?"
     r"(?:(?P<cores>\d+)cpus?|(?P<gpus>\d+)x(?P<type>[A-Z][^/]*)(?:/(?P<beside>\d+)cpus?)?)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -303,12 +303,14 @@ def _alone(session: Session, tasks: dict[str, Task]) -> list[Task]:
 
 def _by_kind(tasks: dict[str, Task], kinds: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return kind of stage -> what its stages ask for, how many do, and their hours."""
+    from orchestrator.wording import needs
+
     groups: dict[tuple[str, Request], list[Task]] = {}
     for stage_id, task in tasks.items():
         groups.setdefault((kinds[stage_id], task.request), []).append(task)
     found: dict[str, list[dict[str, Any]]] = {}
     for (kind, request), group in groups.items():
-        row = {"asks_for": str(request), "stages": len(group), **_all_hours(group)}
+        row = {"asks_for": needs(request), "stages": len(group), **_all_hours(group)}
         found.setdefault(kind, []).append(row)
     return found
 

@@ -31,8 +31,18 @@ TRACKER_PATIENCE = 10.0
 
 
 def home_folder() -> Path:
-    """Return ASYMBENCH_HOME, by default ``runs`` in the working directory."""
-    return Path(os.environ.get("ASYMBENCH_HOME") or "runs").expanduser().absolute()
+    """Return ASYMBENCH_HOME, by default ``runs`` in the working directory.
+
+    Raises:
+        InputError: it begins with ``~`` and a user that there is not.
+    """
+    given = os.environ.get("ASYMBENCH_HOME") or "runs"
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(
+            "there is no such user's folder", key="ASYMBENCH_HOME", value=given
+        ) from None
 
 
 @dataclass

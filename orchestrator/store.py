@@ -574,16 +574,49 @@ def open_store(home: Path, where: str = "") -> StageStore:
         InputError: there can be no store, it is of another layout, or it has leases of another
             kind than asked for.
     """
-    where = where or os.environ.get("ASYMBENCH_STORE", "")
+    asked = os.environ.get("ASYMBENCH_STORE", "")
+    if not where and asked.startswith("memory:"):
+        raise InputError(
+            "memory is gone with the process, and no worker sees it; name a folder or a bucket",
+            key="ASYMBENCH_STORE",
+            value=asked,
+        )
+    where = where or asked
     if "://" in where:
         from orchestrator.object_store import ObjectStore
 
         cache = home / "store" / "cache" / digest(where.rstrip("/"))[:16]
         store: StageStore = ObjectStore(where, cache)
     else:
-        store = StageStore(Path(where).expanduser().absolute() if where else home / "store")
+        store = StageStore(_folder(where) if where else home / "store")
     store.check()
     return store
+
+
+def _folder(where: str) -> Path:
+    """Return the folder of a stage store.
+
+    Raises:
+        InputError: there can be none.
+    """
+    scheme, colon, rest = where.partition(":")
+    if colon and scheme.lower() in ("s3", "s3a", "gs", "gcs", "file"):
+        raise InputError(
+            "a URI has '://'",
+            key="ASYMBENCH_STORE",
+            value=where,
+            hint=f"did you mean {scheme.lower()}://{rest.lstrip('/')} ?",
+        )
+    try:
+        folder = Path(where).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(
+            "there is no such user's folder", key="ASYMBENCH_STORE", value=where
+        ) from None
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is no folder", key="ASYMBENCH_STORE", value=where)
+    return folder
 
 
 # ---- pieces ------------------------------------------------------------------------------

@@ -73,6 +73,8 @@ def check_uri(uri: str, key: str = "tracking.uri") -> str:
     shown = redact(uri)
     if uri == "databricks":
         return uri
+    if not uri.isprintable() or uri != uri.strip():
+        raise InputError("has control characters or blanks around it", key=key, value=shown)
     scheme, separator, rest = uri.partition("://")
     base, _, driver = scheme.lower().partition("+")
     if base == "file" or uri.startswith("file:") or not separator:

@@ -287,6 +287,27 @@ def test_no_command_prints_the_help_and_refuses(asymbench):
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "status", "report"])
+@pytest.mark.parametrize(
+    ("variable", "given", "part"),
+    [
+        ("ASYMBENCH_HOME", "~no.such.user/runs", "there is no such user's folder"),
+        ("ASYMBENCH_STORE", "~no.such.user/store", "there is no such user's folder"),
+        ("ASYMBENCH_STORE", "/dev/null/store", "/dev/null is no folder"),
+        ("ASYMBENCH_STORE", "/dev/null", "/dev/null is no folder"),
+        ("ASYMBENCH_STORE", "s3:/bucket/store", "did you mean s3://bucket/store ?"),
+        ("ASYMBENCH_STORE", "GS:bucket", "did you mean gs://bucket ?"),
+        ("ASYMBENCH_STORE", "memory://store", "is gone with the process"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(asymbench, monkeypatch, command, variable, given, part):
+    monkeypatch.setenv(variable, given)
+    found = asymbench(command, "quickstart")
+    assert found.code == 2
+    assert found.err.startswith(f"asymbench: {variable}: ")
+    assert part in found.err
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report"])
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_home_that_cannot_be_a_folder_is_refused(asymbench, monkeypatch, command, place):
     Path("file").write_text("x")

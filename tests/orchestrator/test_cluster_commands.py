@@ -100,6 +100,14 @@ def test_options_without_a_place_lists_the_places(run):
     assert [row["place"] for row in json.loads(run("options", "--json")[1])] == list(PLACES)
 
 
+def test_an_output_folder_without_a_name_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("render", "slurm", "-o", "")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--output: must name a folder" in err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_the_commands_in_what_is_rendered_exist(place):
     found = 0

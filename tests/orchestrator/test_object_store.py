@@ -424,7 +424,7 @@ def test_a_store_that_does_not_answer_is_told_in_one_message(tmp_path, monkeypat
     def away(self: Remote, name: str) -> bytes:
         raise OSError("the object store failed: EndpointConnectionError")
 
-    monkeypatch.setenv("ASYMBENCH_STORE", f"memory://{uuid.uuid4().hex}")
+    monkeypatch.setenv("ASYMBENCH_STORE", f"file://{tmp_path}/store")
     monkeypatch.setattr(Remote, "read", away)
     study = tmp_path / "study.yaml"
     study.write_text(

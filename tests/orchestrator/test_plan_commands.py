@@ -150,7 +150,7 @@ def test_hours_of_a_gpu_count_the_share_that_is_held(measured):
     (gallery,), (query,) = found["stages"]["gallery"], found["stages"]["query"]
     assert gallery["gpu_hours"] == pytest.approx(60 / 3600, abs=1e-6)
     assert query["gpu_hours"] == pytest.approx(3 * 20 * 0.25 / 3600, abs=1e-6)
-    assert query["asks_for"].startswith("1 cpus, 0.25 gpus")
+    assert query["asks_for"].startswith("0.25 GPU, 1 CPU")  # as in `asymbench status`
     assert query["stages"] == 3
     # centers hold an eighth for a second; the three queries share the GPU after the gallery
     ends = found["shared"]["seconds"]

@@ -76,6 +76,9 @@ def test_a_credential_is_refused_without_repeating_it(uri, instead):
         ("sqlite://", "SQLite needs a file"),
         ("sqlite:///:memory:", "SQLite needs a file"),
         ("postgresql://host", "names no database"),
+        ("http://host/\n", "control characters or blanks"),
+        (" http://host", "control characters or blanks"),
+        ("http://host/\x1b[31m", "control characters or blanks"),
     ],
 )
 def test_a_wrong_uri_is_told_what_would_be_right(uri, part):
