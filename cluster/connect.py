@@ -104,14 +104,27 @@ def connect(
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = _local(folder, cpus, gpus) if address == "local" else _joined(address, runtime_env)
     with start:
         quiet_raylet()
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # Ray puts a crash handler on SIGTERM
-                signal.signal(number, handler)
         yield
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep Ray's handlers of SIGTERM away, which end the process; starting it takes long."""
+    from ray._private import utils
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    original = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = original
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -133,7 +146,8 @@ def _local(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[None]:
     }
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(**options)
+            with _own_signals():
+                ray.init(**options)
             break
         except Exception as error:  # of no class of its own
             # Ray waits 30 s for its own processes, which is too short on a busy machine.
@@ -158,12 +172,13 @@ def _joined(address: str, runtime_env: dict[str, Any] | None) -> Iterator[None]:
     given = runtime_env or {}
     variables = {**WORKER_ENVIRONMENT, **given.get("env_vars", {})}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={**given, "env_vars": variables},
-        )
+        with _own_signals():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={**given, "env_vars": variables},
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()
         raise ConnectError(

@@ -1,6 +1,7 @@
 """Ray on this machine: paths short enough for sockets, nothing left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,33 @@ with connect("local", folder, cpus=2):
     print(ray.get(ray.remote(lambda: 1 + 1).remote()))
 print(sorted(p.name for p in folder.iterdir() if p.name.startswith("session_2")))
 """
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_signal_while_ray_starts_comes_to_who_waits_for_it(tmp_path, monkeypatch):
+    import ray._private.node as node
+
+    came = []
+    monkeypatch.setattr(
+        node.Node, "start_head_processes", _after_a_signal(node.Node.start_head_processes)
+    )
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with connect("local", tmp_path, cpus=1):
+            assert came == [signal.SIGTERM]
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _after_a_signal(start):
+    def signalled(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(self)
+
+    return signalled
 
 
 @pytest.mark.ray
