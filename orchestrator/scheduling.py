@@ -88,10 +88,18 @@ def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
     """Run every stage that is missing; return the board with what is done and what failed.
 
     Raises:
-        InputError: a stage asks for more than the cluster has, or there is no such cluster.
+        InputError: a stage asks for more than the cluster has, there is no such cluster, or its
+            workers cannot share the store.
         KeyboardInterrupt: stopped, at once or by draining; what is finished stays.
     """
     store = open_store(options.home, options.store)
+    if store.where.startswith("memory:") and options.executor != "inline":
+        raise InputError(
+            "a store in the memory of one process cannot be shared with workers; take a folder or "
+            "an object store, or --executor inline",
+            key="ASYMBENCH_STORE",
+            value=store.where,
+        )
     estimator = Estimator.load(options.home)
     board = Board(plan, store, estimator.chains(plan))
     if board.exhausted:

@@ -6,6 +6,7 @@ from orchestrator.board import Board, needed_stages
 from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.scheduling import Options, execute
 from orchestrator.store import StageStore, digest
+from retrieval.errors import InputError
 
 
 def make_plan(edges: dict[str, list[str]], trials: dict[str, list[str]]) -> Plan:
@@ -149,3 +150,9 @@ def test_added_gamma_trains_only_its_query(lab):
     assert [two.stages[i].kind for i in board.needed].count("gallery") == 0
     assert sorted(two.stages[i].kind for i in board.needed) == ["metrics", "query"]
     assert {i: lab.store.manifest(i).cost for i in one.stages} == before
+
+
+def test_workers_cannot_share_a_store_in_memory(tmp_path, board):
+    options = Options(home=tmp_path, store="memory://alone", executor="ray")
+    with pytest.raises(InputError, match="memory of one process cannot be shared"):
+        execute(board.plan, options, [])
