@@ -113,7 +113,10 @@ def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
         dispatch.tell("run_ended", "interrupted" if _stopped(error) else "error")
         raise
     finally:
-        estimator.save(options.home)
+        try:
+            estimator.save(options.home)
+        except OSError as error:  # the next run guesses; what this one came to is told
+            _log.warning("how long the stages took could not be kept: %s", error)
     if options.drain.is_set() and not _complete(board):
         dispatch.tell("run_ended", "interrupted")
         raise KeyboardInterrupt

@@ -156,3 +156,18 @@ def test_workers_cannot_share_a_store_in_memory(tmp_path, board):
     options = Options(home=tmp_path, store="memory://alone", executor="ray")
     with pytest.raises(InputError, match="memory of one process cannot be shared"):
         execute(board.plan, options, [])
+
+
+def test_a_home_that_is_full_hides_no_result(tmp_path, board, monkeypatch, caplog):
+    def full(estimator, home):
+        raise OSError(28, "No space left on device")
+
+    def finish_all(dispatch):
+        while (stage := dispatch.board.next()) is not None:
+            dispatch.board.finish(stage.id)
+
+    monkeypatch.setattr("orchestrator.scheduling.Estimator.save", full)
+    monkeypatch.setattr("orchestrator.scheduling._run_ray", finish_all)
+    monkeypatch.setattr("orchestrator.scheduling.Estimator.chains", lambda self, plan: {})
+    assert execute(board.plan, Options(home=tmp_path), []).exhausted
+    assert "No space left" in caplog.text
