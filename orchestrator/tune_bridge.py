@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -297,6 +298,15 @@ def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory(config["bundles"], strategy="PACK", **more)
 
 
+def keep_credentials() -> None:
+    """Have Tune pass no AWS keys on to workers, whose environments Ray writes to its logs.
+
+    Those of a Ray started here inherit them; on a cluster, each node has its own.
+    """
+    passed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in passed_on if not n.startswith("AWS_")}
+
+
 def fit(
     dispatch: Dispatch,
     *,
@@ -311,6 +321,7 @@ def fit(
         trainable: works on a slot's stages.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    keep_credentials()
     key = next(_KEYS)
     mailbox_name = f"asymbench-{dispatch.run}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -102,6 +102,30 @@ def _kill_the_mailbox_and_finish(config):
     tune_bridge.slot_trainable(config)
 
 
+AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+
+
+def test_tune_passes_no_aws_key_on_to_workers(monkeypatch):
+    from ray.tune.execution import class_cache
+
+    class Trainable:
+        pass
+
+    for name in (*AWS, "RAY_CHDIR_TO_TRIAL_DIR"):
+        monkeypatch.setenv(name, "0.secret")
+
+    def passed_on() -> set[str]:
+        made = class_cache._ActorClassCache().get(Trainable)
+        return set(made._default_options["runtime_env"]["env_vars"])
+
+    given = class_cache.ENV_VARS_TO_PROPAGATE | set(AWS)  # whatever ran in this process before
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", given)
+    assert passed_on() >= set(AWS)
+    tune_bridge.keep_credentials()
+    assert not passed_on() & set(AWS)
+    assert "RAY_CHDIR_TO_TRIAL_DIR" in passed_on()
+
+
 @pytest.mark.ray
 def test_a_mailbox_that_dies_again_and_again_loses_no_stage(tmp_path):
     from cluster.connect import connect
