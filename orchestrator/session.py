@@ -19,6 +19,7 @@ from orchestrator.report import Sharing, sharing
 from orchestrator.scheduling import Options, execute, needed_stages
 from orchestrator.store import StageStore, digest, open_store, read_json, write_json
 from orchestrator.study import NAME, Source, Study, load_study
+from orchestrator.wording import by_reason
 from retrieval.atomic import write_atomic
 from retrieval.errors import InputError, UnknownNameError
 from search_spaces.presets import presets
@@ -249,7 +250,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         tracker.close(TRACKER_PATIENCE)
         raise
     report = tracker.close(TRACKER_TIMEOUT)
-    lines = [f"{f.name}: {f.reason}" for f in report.failures]
+    lines = by_reason((f.name, f.reason) for f in report.failures)
     failed = sum(1 for trial in plan.trials if not store.is_done(trial.id))
     ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))
     return RunResult(failed, ran, sharing(plan, store), lines)

@@ -18,6 +18,7 @@ from orchestrator.command_line import (
 )
 from orchestrator.errors import StoreCorrupt
 from orchestrator.tracking_uri import check_uri
+from orchestrator.wording import by_reason, plural
 from retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -186,8 +187,9 @@ def _show(outcomes: list[Outcome]) -> None:
                 f"{found.study}: left out, being NaN or infinite: {found.skipped_values} values",
                 err=True,
             )
-        for left in found.remaining[:_SHOWN]:
-            click.echo(f"{found.study}: not sent: {left['run']}: {left['reason']}", err=True)
-        more = len(found.remaining) - _SHOWN
-        if more > 0:
-            click.echo(f"{found.study}: and {more} more; --json lists them", err=True)
+        lines = by_reason((left["run"], left["reason"]) for left in found.remaining)
+        for line in lines[:_SHOWN]:
+            click.echo(f"{found.study}: not sent: {line}", err=True)
+        if len(lines) > _SHOWN:
+            others = plural(len(lines) - _SHOWN, "other reason")
+            click.echo(f"{found.study}: and for {others}; --json lists them", err=True)

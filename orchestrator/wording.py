@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,21 @@ def reason(failure: dict[str, Any]) -> str:
     attempt = failure.get("attempt") or 1
     again = f" (attempt {attempt})" if attempt > 1 else ""
     return f"{failure['kind']}: {failure['reason']}{again}"
+
+
+def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason that names have, with the first of them: ``a and 3 more: b``.
+
+    Args:
+        reasons: names, each with its reason.
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in reasons:
+        names.setdefault(why, []).append(name)
+    return [
+        f"{known[0]}{f' and {len(known) - 1} more' if known[1:] else ''}: {why}"
+        for why, known in names.items()
+    ]
 
 
 def where(info: dict[str, Any]) -> str:

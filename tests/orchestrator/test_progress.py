@@ -9,7 +9,7 @@ from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.progress import Progress
 from orchestrator.store import StageStore, digest
-from orchestrator.wording import describe, duration, where
+from orchestrator.wording import by_reason, describe, duration, where
 from tests.orchestrator.synthetic import finish, synthetic_plan
 
 
@@ -54,6 +54,12 @@ EPOCH = {
 )
 def test_notes_are_described(note, text):
     assert describe(note) == text
+
+
+def test_names_that_share_a_reason_are_one_line():
+    given = [("a", "away"), ("b", "full"), ("c", "away"), ("d", "away")]
+    assert by_reason(given) == ["a and 2 more: away", "b: full"]
+    assert by_reason([]) == []
 
 
 class Terminal(io.StringIO):
