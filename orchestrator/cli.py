@@ -29,6 +29,7 @@ from orchestrator.command_line import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
     Choice,
+    address_key,
     check_output,
     echo_json,
     interrupt,
@@ -197,7 +198,7 @@ def _place(
     try:
         check_address(address)
     except ConnectError as error:
-        raise InputError(str(error), key="--address") from None
+        raise InputError(str(error), key=address_key()) from None
     joined = address != "local"
     if executor == "inline" and (joined or autoscale):
         raise InputError(

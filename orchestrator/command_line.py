@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from retrieval.errors import InputError, UnknownNameError
 
@@ -90,6 +91,12 @@ def check_home(home: Path) -> None:
             key="ASYMBENCH_HOME",
             value=str(home),
         )
+
+
+def address_key() -> str:
+    """Return what gave the address of Ray: the option, or its environment variable."""
+    source = click.get_current_context().get_parameter_source("address")
+    return "ASYMBENCH_ADDRESS" if source is ParameterSource.ENVIRONMENT else "--address"
 
 
 def check_output(output: str | None) -> Path | None:

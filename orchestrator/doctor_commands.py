@@ -13,6 +13,7 @@ import click
 from orchestrator.command_line import (
     EXIT_DONE,
     EXIT_FAILED,
+    address_key,
     check_home,
     echo_json,
     json_option,
@@ -73,7 +74,7 @@ def doctor(study: str | None, overrides: tuple[str, ...], address: str, as_json:
     try:
         check_address(address)
     except ConnectError as error:
-        raise InputError(str(error), key="--address") from None
+        raise InputError(str(error), key=address_key()) from None
     if overrides and not study:
         raise InputError("changes a study, and none is named", key="--set", value=overrides[0])
     home = home_folder()
@@ -110,11 +111,18 @@ def examine(home: Path, address: str, session: Session | None) -> list[Check]:
         address: of Ray.
         session: a study that is to be run, or None.
     """
+    from contextlib import suppress
+
     from cluster.doctor import Check, bounded, judge_gpus, judge_machine, judge_versions, probe
 
     where = os.environ.get("ASYMBENCH_STORE", "")
     far = "://" in where
-    store = home / "store" if far or not where else Path(where).expanduser().absolute()
+    store = home / "store"
+    if where and not far:
+        store = Path(where)
+        with suppress(RuntimeError):  # there is no such user: the check of the store says so
+            store = store.expanduser()
+        store = store.absolute()
     paths = {"home": str(home), "tmp": tempfile.gettempdir()}
     if store != home / "store":
         paths["store"] = str(store)
@@ -248,7 +256,7 @@ def look_at_store(home: Path, where: str) -> Check:
 
     shown = redact(where) if where else str(home / "store")
     try:
-        if "://" in where:
+        if "://" in where and not where.startswith("memory:"):
             return _try_objects(where, shown)
         from orchestrator.store import open_store
 

@@ -575,7 +575,7 @@ def open_store(home: Path, where: str = "") -> StageStore:
             kind than asked for.
     """
     asked = os.environ.get("ASYMBENCH_STORE", "")
-    if not where and asked.startswith("memory:"):
+    if asked.startswith("memory:") and where in ("", asked):
         raise InputError(
             "memory is gone with the process, and no worker sees it; name a folder or a bucket",
             key="ASYMBENCH_STORE",

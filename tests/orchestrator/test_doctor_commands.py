@@ -229,6 +229,26 @@ def test_an_object_store_that_cannot_be_reached_fails(home, monkeypatch):
     assert "the bucket is not there" in check.finding
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("~no.such.user/store", "there is no such user's folder"),
+        ("memory://store", "memory is gone with the process"),
+        ("/dev/null/store", "/dev/null is no folder"),
+        ("s3:/bucket", "a URI has '://'"),
+    ],
+)
+def test_a_store_that_cannot_be_is_a_failed_check(
+    asymbench, quiet_cluster, monkeypatch, where, words
+):
+    monkeypatch.setenv("ASYMBENCH_STORE", where)
+    found = asymbench("doctor", "--json")
+    checks = json.loads(found.out)["checks"]
+    (store,) = (check for check in checks if check["name"] == "store")
+    assert (found.code, store["status"]) == (1, "fail")
+    assert words in store["finding"]
+
+
 def test_an_object_store_that_overwrites_fails(home, tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.object_store.Remote.create", lambda self, name, data: None)
     monkeypatch.setattr("orchestrator.object_store.Remote.read", lambda self, name: b"first")
@@ -368,3 +388,13 @@ def test_wrong_input_ends_with_2(asymbench, arguments, words):
     found = asymbench("doctor", *arguments)
     assert (found.code, found.out) == (2, "")
     assert words in found.err
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["run", "mine.yaml"]])
+def test_a_wrong_address_is_said_to_be_the_variable_s_where_it_is(asymbench, monkeypatch, command):
+    monkeypatch.setenv("ASYMBENCH_ADDRESS", "nowhere")
+    found = asymbench(*command)
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith("asymbench: ASYMBENCH_ADDRESS: must be local, auto, ")
+    found = asymbench(*command, "--address", "nowhere")
+    assert found.err.startswith("asymbench: --address: must be local, auto, ")
