@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ class ConnectError(ValueError):
 
 
 _STARTS = 3
+_KNOCK_SECONDS = 10.0
 _TOO_SLOW = "timed out during startup"
 
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
@@ -169,6 +171,7 @@ def _local(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[None]:
 def _joined(address: str, runtime_env: dict[str, Any] | None) -> Iterator[None]:
     import ray
 
+    _knock(address)
     given = runtime_env or {}
     variables = {**WORKER_ENVIRONMENT, **given.get("env_vars", {})}
     try:
@@ -188,6 +191,24 @@ def _joined(address: str, runtime_env: dict[str, Any] | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray would ask it again for minutes.
+
+    Raises:
+        ConnectError: no connection within a few seconds.
+    """
+    host, _, port = address.rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise ConnectError(
+            f"no Ray cluster at {address!r}: {error.strerror or error}; is its head node running, "
+            "and can this machine reach it?"
+        ) from None
 
 
 def short_path(folder: Path) -> Path:

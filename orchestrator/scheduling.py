@@ -109,6 +109,8 @@ def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
     run = _run_inline if options.executor == "inline" else _run_ray
     try:
         run(dispatch)
+    except InputError:
+        raise  # what was asked for cannot be: nothing began that could end
     except BaseException as error:
         dispatch.tell("run_ended", "interrupted" if _stopped(error) else "error")
         raise

@@ -1,6 +1,7 @@
 """Ray on this machine: paths short enough for sockets, nothing left behind."""
 
 import os
+import socket
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connect import connect, short_path
+from cluster.connect import ConnectError, connect, short_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,3 +129,28 @@ def test_any_other_failure_to_start_is_not_tried_again(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no memory"), connect("local", tmp_path):
         pass
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_an_address_at_which_nothing_listens_is_refused_at_once(tmp_path, monkeypatch, host):
+    import ray
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was asked"))
+    with pytest.raises(ConnectError, match="is its head node running"):
+        with connect(f"{host}:{port}", tmp_path):
+            pass
+
+
+def test_an_address_at_which_something_listens_is_left_to_ray(tmp_path, monkeypatch):
+    import ray
+
+    def init(**options):
+        raise ConnectionError("no Ray here\nmore")
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectError, match=r"no Ray here$"), connect(address, tmp_path):
+            pass
