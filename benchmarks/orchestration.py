@@ -8,9 +8,9 @@ overhead  seconds a trial, for trials that do nothing: ours (which also takes a 
           Ray, with its default of a new process a trial and with ``reuse_actors=True``.
 packing   a machine of 8 GPUs and a mix of galleries (a whole GPU) and queries (a quarter): the
           time it takes against max(all work / 8 GPUs, longest chain), which no schedule can beat.
-          Once by a simulated clock, exactly, with workers that are there at once, and that take 5 s
-          to start; and once through Ray, whose GPUs are then pretended. That one starts up to 32
-          processes together: on a machine with fewer cores it measures how long they take.
+          Once by a simulated clock, exactly, with workers that are there at once, and that take
+          5 s to start; and once through Ray, whose GPUs are then pretended. That one starts up to
+          32 processes together: on a machine with fewer cores it measures how long they take.
 scale     the driver's memory, and its CPU milliseconds a stage (start, progress, end, with every
           listener of a real run), as the study grows; by a simulated clock, and once through Ray.
 
