@@ -267,6 +267,8 @@ def _variables(given: dict[str, Any], file: str) -> dict[str, str]:
         key = f"env_vars.{name}"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise InputError("is no name of a variable", key="env_vars", value=name, where=file)
+        if not isinstance(content, bool):
+            _refuse_secret(key, str(content), name, file)  # before its value is shown
         if isinstance(content, bool) or not isinstance(content, str | int | float):
             raise InputError(
                 'must be a text or a number; quote it, as in "true"',
@@ -276,7 +278,6 @@ def _variables(given: dict[str, Any], file: str) -> dict[str, str]:
             )
         if name == "ASYMBENCH_HOME":
             raise InputError("give it with --home", key=key, value=content, where=file)
-        _refuse_secret(key, str(content), name, file)
         variables[name] = str(content)
     return variables
 

@@ -165,6 +165,7 @@ working_dir: tree
         ("env_vars: {A B: x}", "no name of a variable"),
         ("env_vars: {ASYMBENCH_HOME: /x}", "give it with --home"),
         ("env_vars: {HF_TOKEN: hunter2222}", "looks like a credential"),
+        ("env_vars: {HF_TOKEN: [hunter2222]}", "looks like a credential"),
         ("env_vars: {MLFLOW_TRACKING_PASSWORD: hunter2222}", "looks like a credential"),
         ("env_vars: {URL: 'http://me:hunter2222@host'}", "looks like a credential"),
         ("env_vars: {A: AKIAABCDEFGHIJKLMNOP}", "looks like a credential"),
