@@ -147,6 +147,7 @@ class Slot:
         stage: the stage in work; None between two.
         since: when the stage was given, by the dispatch's clock.
         heard: when it last reported.
+        expected: the seconds that the stage was expected to take.
         epoch: (done, all) epochs of the stage, once it has reported any.
         node: id of the node that it said it runs on.
         begun: whether the worker is at the stage; until then it waits for its resources.
@@ -159,6 +160,7 @@ class Slot:
     stage: Stage | None
     since: float
     heard: float
+    expected: float = 0.0
     epoch: tuple[int, int] | None = None
     node: str | None = None
     begun: bool = False
@@ -270,7 +272,8 @@ class Dispatch:
         now = self.clock()
         request = self.requests[stage.id]
         self.board.take(stage)
-        self.slots[name] = Slot(request, placement, stage, now, now)
+        expected = self.estimator.seconds(stage)
+        self.slots[name] = Slot(request, placement, stage, now, now, expected)
         return self.slots[name]
 
     def next(self, name: str) -> Stage | None:
@@ -297,6 +300,7 @@ class Dispatch:
             return None
         self.board.take(stage)
         slot.placement, slot.stage = again, stage
+        slot.expected = self.estimator.seconds(stage)
         slot.since = slot.heard = self.clock()
         slot.epoch, slot.begun = None, False
         return stage
@@ -363,7 +367,7 @@ class Dispatch:
         if slot.epoch and slot.epoch[0]:
             done, every = slot.epoch
             return spent * (every - done) / done
-        return max(self.estimator.seconds(slot.stage) - spent, 0.1 * spent)
+        return max(slot.expected - spent, 0.1 * spent)
 
     def _wake(self) -> None:
         """Look at the stages whose wait is over."""
