@@ -194,7 +194,7 @@ def _joined(address: str, runtime_env: dict[str, Any] | None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address at which nothing listens; Ray would ask it again for minutes.
+    """Refuse an address at which no server of Ray's kind listens; Ray would ask it for ever.
 
     Raises:
         ConnectError: no connection within a few seconds.
@@ -202,13 +202,23 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host:
         return
+    import grpc
+
+    problem = ""
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":  # with it, only Ray knows the certificates
+            with grpc.insecure_channel(address) as channel:
+                grpc.channel_ready_future(channel).result(timeout=_KNOCK_SECONDS)
+    except grpc.FutureTimeoutError:
+        problem = "something listens there that is no Ray head node"
     except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
         raise ConnectError(
-            f"no Ray cluster at {address!r}: {error.strerror or error}; is its head node running, "
-            "and can this machine reach it?"
-        ) from None
+            f"no Ray cluster at {address!r}: {problem}; is its head node running, and can this "
+            "machine reach it?"
+        )
 
 
 def short_path(folder: Path) -> Path:

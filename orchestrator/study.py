@@ -40,7 +40,7 @@ class Resources(_Strict):
 
     cpus: float | None = Field(None, ge=0)
     gpus: float | None = Field(None, ge=0)
-    memory: str | None = None
+    memory: str | int | None = None  # a number without a unit is told which units there are
     custom: dict[str, float] = {}
     labels: dict[str, str] = {}
 

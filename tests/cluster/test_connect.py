@@ -143,14 +143,38 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(tmp_path, monkey
             pass
 
 
-def test_an_address_at_which_something_listens_is_left_to_ray(tmp_path, monkeypatch):
+def test_an_address_at_which_something_else_listens_is_refused(tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr("cluster.connect._KNOCK_SECONDS", 1.0)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was asked"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(ConnectError, match="no Ray head node"),
+            connect(address, tmp_path),
+        ):
+            pass
+
+
+def test_what_answers_as_ray_does_is_left_to_ray(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
     import ray
 
     def init(**options):
-        raise ConnectionError("no Ray here\nmore")
+        raise ConnectionError("another version of Ray\nmore")
 
     monkeypatch.setattr(ray, "init", init)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ConnectError, match="no Ray here"), connect(address, tmp_path):
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with (
+            pytest.raises(ConnectError, match="another version of Ray"),
+            connect(f"127.0.0.1:{port}", tmp_path),
+        ):
             pass
+    finally:
+        server.stop(None)

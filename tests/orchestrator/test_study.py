@@ -255,7 +255,7 @@ def test_a_tracking_uri_is_refused_with_the_file_and_without_its_password(uri, s
         ("faults: 3", "faults"),
         ("checkpoint: {epochs: 0}", "checkpoint.epochs"),
         ("checkpoint: {seconds: -1.0}", "checkpoint.seconds"),
-        ("resources: {gallery: {memory: 16}}", "resources.gallery.memory"),
+        ("resources: {gallery: {memory: [16]}}", "resources.gallery.memory"),
         ("resources: {gallery: {custom: [a]}}", "resources.gallery.custom"),
         ("resources: {gallery: {labels: x}}", "resources.gallery.labels"),
     ],
