@@ -210,7 +210,7 @@ def test_trials_are_mirrored_with_their_scores_and_without_curves(ran, tmp_path)
     from orchestrator.tracking import MlflowTracker
 
     plan, store = ran
-    tracker = MlflowTracker(None, None, tmp_path)
+    tracker = MlflowTracker(None, None, tmp_path, roots=[store.root])
     mirror = Mirror(plan, store, tracker, tmp_path, "benchmark")
     mirror.complete()
     report = tracker.close(60)
