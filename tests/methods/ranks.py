@@ -611,7 +611,7 @@ def run(rank: int, address: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     store = parallel.reach(address, RANKS) if rank else _MEETING[0]
-    short = timedelta(seconds=120)
+    short = timedelta(minutes=15)  # a rank waits for one that has nothing but a busy core
     with parallel.joined(store, rank, RANKS, "cpu", timeout=short) as four:
         pair = torch.distributed.new_group([0, 1], timeout=short)
         groups = {1: parallel.ALONE} if rank == 0 else {}
