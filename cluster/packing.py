@@ -101,22 +101,20 @@ class Packing:
 
     def place(self, request: Request) -> Placement | None:
         """Take room for every worker of a stage, or return None and take nothing."""
-        taken: list[Share] = []
+        taken: Placement = ()
         bundle = request.bundle()
         for _ in range(request.workers):
             share = self._best(request, bundle)
             if share is None:
-                self.release(tuple(taken))
+                self.release(taken)
                 return None
-            self._rooms[share.node].add(share, -1)
-            taken.append(share)
-        return tuple(taken)
+            self.hold((share,))
+            taken += (share,)
+        return taken
 
     def hold(self, placement: Placement) -> None:
-        """Take a placement again that was given back a moment ago."""
-        for share in placement:
-            if share.node in self._rooms:
-                self._rooms[share.node].add(share, -1)
+        """Take just this room, which is known to be free."""
+        self._add(placement, -1)
 
     def copy(self) -> Packing:
         """Return another with the same room, to try things out."""
@@ -126,9 +124,12 @@ class Packing:
 
     def release(self, placement: Placement) -> None:
         """Give back what a stage held; shares on a node that is gone are forgotten."""
+        self._add(placement, +1)
+
+    def _add(self, placement: Placement, sign: int) -> None:
         for share in placement:
             if share.node in self._rooms:
-                self._rooms[share.node].add(share, +1)
+                self._rooms[share.node].add(share, sign)
 
     def moved(self, placement: Placement, node: str) -> Placement:
         """Note that a stage with one worker runs on another node than was foreseen."""

@@ -7,12 +7,13 @@ executes. What is resumed from is the store.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from cluster.resources import (
     visible_cpus,
 )
 from orchestrator import faults
-from orchestrator.board import Board, needed_stages
+from orchestrator.board import Board
 from orchestrator.errors import Drained, StoreCorrupt
 from orchestrator.estimates import Estimator
 from orchestrator.footprint import requests_for
@@ -37,8 +38,6 @@ from orchestrator.stages import Work, run_stage
 from orchestrator.store import open_store
 from orchestrator.study import Checkpointing, Faults
 from retrieval.errors import InputError
-
-__all__ = ["Board", "Dispatch", "Options", "execute", "needed_stages"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +56,6 @@ class Options:
         home: ASYMBENCH_HOME.
         store: where the stage store is, a path or URI; "" is below the home.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads that stages compute with.
         executor: "ray", or "inline" in this process, one stage at a time, for debugging.
         address: "local" starts Ray here; "auto" or HOST:PORT joins a cluster that runs.
         runtime_env: Ray's runtime environment for the workers of a cluster that runs.
@@ -72,7 +70,6 @@ class Options:
     home: Path
     store: str = ""
     device: str = "auto"
-    threads: int = 1
     executor: Literal["ray", "inline"] = "ray"
     address: str = "local"
     runtime_env: dict[str, Any] | None = None
@@ -221,27 +218,31 @@ class Dispatch:
             InputError: a stage asks for what no node has.
         """
         self.update_nodes(nodes)
-        capacity = Capacity(tuple(self.nodes.values()))
         self._ask(self.board.needed)
         if not self.options.autoscale:
             asked = {
                 (self.board.plan.stages[i].kind, request) for i, request in self.requests.items()
             }
             try:
-                check_feasible(sorted(asked, key=str), capacity=capacity)
+                check_feasible(sorted(asked, key=str), capacity=self.capacity)
             except ResourceError as error:
                 raise InputError(str(error), key=error.key or "resources") from None
-        names = {request: str(request) for request in set(self.requests.values())}
-        self.board.regroup(lambda stage_id: _name(self.requests[stage_id], names))
+        name = functools.cache(str)
+        self.board.regroup(lambda stage_id: name(self.requests[stage_id]))
 
     def _ask(self, stage_ids: Iterable[str]) -> None:
         """Work out what stages ask for on the nodes that there are."""
         self.requests |= requests_for(
             (self.board.plan.stages[stage_id] for stage_id in stage_ids),
-            Capacity(tuple(self.nodes.values())),
+            self.capacity,
             device=self.options.device,
             cut=not self.options.autoscale,
         )
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the nodes that are alive have."""
+        return Capacity(tuple(self.nodes.values()))
 
     def update_nodes(self, nodes: Mapping[str, Node]) -> None:
         """Note which nodes are alive."""
@@ -291,10 +292,9 @@ class Dispatch:
         if chosen is None:
             return None
         stage, placement = chosen
-        if not self._runs_in(stage, slot):
-            self.packing.release(placement)
-            return None
         self.packing.release(placement)
+        if not self._runs_in(stage, slot):
+            return None
         again = self.packing.place(slot.request)
         if again is None:  # the rest went to another; the slot's resources are still its own
             return None
@@ -536,9 +536,8 @@ class Dispatch:
         request = self.requests.get(stage.id)
         if request is None:  # in this process nothing is asked for
             return
-        capacity = Capacity(tuple(self.nodes.values()))
-        larger = request.grown(capacity.largest(request))
-        if larger is not None and (self.options.autoscale or capacity.holds(larger)):
+        larger = request.grown(self.capacity.largest(request))
+        if larger is not None and (self.options.autoscale or self.capacity.holds(larger)):
             self.requests[stage.id] = larger
 
     def _set_aside(self, damaged: str | None) -> bool:
@@ -554,12 +553,6 @@ class Dispatch:
             self._ask(self.board.plan.stages.keys() - self.requests.keys())
             self.board.redo(damaged)
         return True
-
-
-def _name(request: Request, names: dict[Request, str]) -> str:
-    if request not in names:
-        names[request] = str(request)
-    return names[request]
 
 
 def _failure(kind: str, reason: str) -> dict[str, Any]:
@@ -615,12 +608,11 @@ def run_one(work: Work, report: Callable[[dict[str, Any]], None]) -> dict[str, A
 
 
 def _info(dispatch: Dispatch, address: str) -> dict[str, Any]:
-    nodes = dispatch.nodes.values()
     return {
         "run": dispatch.run,
         "address": address,
-        "cpus": sum(node.cpus for node in nodes),
-        "gpus": sum(node.gpus for node in nodes),
+        "cpus": dispatch.capacity.cpus,
+        "gpus": dispatch.capacity.gpus,
         "nodes": len(dispatch.nodes),
         "requests": dispatch.requests,
     }
@@ -643,8 +635,3 @@ def _run_ray(dispatch: Dispatch) -> None:
             fit(dispatch, folder=options.home / "ray" / "tune")
     except ConnectError as error:
         raise InputError(str(error), key="--address") from None
-
-
-def describe(dispatch: Dispatch, stage: Stage) -> dict[str, Any]:
-    """Return a stage as it is sent to a worker: plain JSON values."""
-    return asdict(dispatch.work(stage))

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.board import needed_stages
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, build_plan
 from orchestrator.report import Sharing, sharing
-from orchestrator.scheduling import Options, execute, needed_stages
+from orchestrator.scheduling import Options, execute
 from orchestrator.store import StageStore, digest, open_store, read_json, write_json
 from orchestrator.study import NAME, Source, Study, load_study
 from orchestrator.wording import by_reason
@@ -227,7 +228,6 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         # Absolute: workers do not run where this does.
         store=store.where if os.environ.get("ASYMBENCH_STORE") else "",
         device=study.resources.device,
-        threads=study.train.threads,
         executor=place.executor,
         address=place.address,
         runtime_env=place.runtime_env,

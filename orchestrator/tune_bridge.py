@@ -15,6 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,13 +146,11 @@ class _Bridge:
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Open a slot and return the config of its trial, or None."""
-        from orchestrator.scheduling import describe
-
         slot = self.dispatch.open(name)
         if slot is None or slot.stage is None:
             return None
         return {
-            "work": describe(self.dispatch, slot.stage),
+            "work": asdict(self.dispatch.work(slot.stage)),
             "mailbox": self.mailbox_name,
             "bundles": slot.request.bundles(),
             "selectors": slot.request.label_selectors() if slot.request.labels else None,
@@ -159,10 +158,8 @@ class _Bridge:
 
     def answer(self, name: str) -> None:
         """Give a slot whose stage has ended its next one, or end it."""
-        from orchestrator.scheduling import describe
-
         stage = self.dispatch.next(name)
-        work = None if stage is None else describe(self.dispatch, stage)
+        work = None if stage is None else asdict(self.dispatch.work(stage))
         self._numbers[name] += 1
         self._given[name] = work
         self.mailbox.give.remote(name, self._numbers[name], work)
