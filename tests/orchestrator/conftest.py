@@ -1,12 +1,15 @@
 """A small study on real digits, run in this process."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 
+from orchestrator.board import Board
+from orchestrator.cli import cli, guarded
 from orchestrator.plan import Plan, build_plan
-from orchestrator.scheduling import Board, Options, execute
+from orchestrator.scheduling import Options, execute
 from orchestrator.store import open_store
 from orchestrator.study import load_study
 
@@ -62,3 +65,23 @@ def lab(tmp_path):
 def shared_lab(tmp_path_factory):
     """A home that tests share, so that a gallery is trained once for all of them."""
     return Lab(tmp_path_factory.mktemp("shared"))
+
+
+class Result(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def asymbench(capsys):
+    """Call the command in this process, as its entry point does."""
+
+    def run(*args: str) -> Result:
+        capsys.readouterr()
+        code = guarded(lambda: cli(list(args), prog_name="asymbench", standalone_mode=False))
+        return Result(code, *capsys.readouterr())
+
+    return run

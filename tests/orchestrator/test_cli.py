@@ -25,20 +25,6 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-class Result:
-    """What a command came to."""
-
-    def __init__(self, args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-        capsys.readouterr()
-        self.code = guarded(lambda: cli(list(args), prog_name="asymbench", standalone_mode=False))
-        self.out, self.err = capsys.readouterr()
-
-
-@pytest.fixture
-def asymbench(capsys):
-    return lambda *args: Result(args, capsys)
-
-
 @pytest.fixture
 def refusal(asymbench, home):
     """Run what must be refused; return the message."""

@@ -6,19 +6,12 @@ import re
 import pytest
 
 from cluster.render import PLACES, options, render
-from orchestrator.cli import cli, guarded
+from orchestrator.cli import cli
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = guarded(
-            lambda: cli(["cluster", *arguments], prog_name="asymbench", standalone_mode=False)
-        )
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return call
+def run(asymbench):
+    return lambda *arguments: asymbench("cluster", *arguments)
 
 
 def test_render_writes_the_files_and_names_the_stand_ins(run, tmp_path):

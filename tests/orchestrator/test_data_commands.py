@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.cli import cli, guarded
 from orchestrator.data_commands import Decoding
 
 
@@ -26,16 +25,6 @@ def home(tmp_path, monkeypatch):
     old = signal.getsignal(signal.SIGTERM)
     yield tmp_path / "home"
     signal.signal(signal.SIGTERM, old)
-
-
-@pytest.fixture
-def asymbench(capsys):
-    def run(*args: str):
-        capsys.readouterr()
-        code = guarded(lambda: cli(list(args), prog_name="asymbench", standalone_mode=False))
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 
 from cluster.doctor import Check
 from orchestrator import doctor_commands
-from orchestrator.cli import cli, guarded
 from orchestrator.doctor_commands import (
     VARIABLES,
     judge_cluster,
@@ -37,13 +36,6 @@ tracking: {enabled: false}
 """
 
 
-class Result:
-    def __init__(self, args, capsys):
-        capsys.readouterr()
-        self.code = guarded(lambda: cli(list(args), prog_name="asymbench", standalone_mode=False))
-        self.out, self.err = capsys.readouterr()
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -54,8 +46,8 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def asymbench(capsys, home):
-    return lambda *args: Result(args, capsys)
+def asymbench(asymbench, home):
+    return asymbench
 
 
 @pytest.fixture

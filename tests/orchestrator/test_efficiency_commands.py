@@ -11,7 +11,6 @@ import torch
 from methods import efficiency as measuring
 from methods.efficiency import PeakMemory
 from methods.pairs import PAIRS
-from orchestrator.cli import cli, guarded
 from retrieval import efficiency as protocol
 from retrieval.efficiency import Machine, SearchTiming, Timing
 from search_spaces.presets import presets
@@ -26,15 +25,6 @@ bits: [16, 24]
 """
 
 
-class Result:
-    """What a command came to."""
-
-    def __init__(self, args, capsys):
-        capsys.readouterr()
-        self.code = guarded(lambda: cli(list(args), prog_name="asymbench", standalone_mode=False))
-        self.out, self.err = capsys.readouterr()
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -44,8 +34,8 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def asymbench(capsys, home):
-    return lambda *args: Result(args, capsys)
+def asymbench(asymbench, home):
+    return asymbench
 
 
 @pytest.fixture

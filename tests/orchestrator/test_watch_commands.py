@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator import watch_commands
-from orchestrator.cli import cli, guarded
 from orchestrator.live import live_path
 from orchestrator.logs import append, log_path
 from orchestrator.processes import this_process
@@ -41,18 +40,6 @@ def session(home):
     found = open_session("s.yaml")
     remember(found)
     return found
-
-
-class Result:
-    def __init__(self, args, capsys) -> None:
-        capsys.readouterr()
-        self.code = guarded(lambda: cli(list(args), prog_name="asymbench", standalone_mode=False))
-        self.out, self.err = capsys.readouterr()
-
-
-@pytest.fixture
-def asymbench(capsys):
-    return lambda *args: Result(args, capsys)
 
 
 def board(session, **more) -> None:
