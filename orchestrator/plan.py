@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +22,17 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cluster.resources import Asked, ResourceError, parse_memory
-from methods.base import HashMethod, Schedule, Task, build_method
+from methods.base import METHODS, HashMethod, Schedule, Task, build_method
 from methods.pairs import PAIRS, PairSpec, SideSpec
 from orchestrator.store import FORMAT, canonical
-from orchestrator.study import Resources, Study
+from orchestrator.study import MethodGrid, Resources, Study, check_recipe
 from retrieval.augmentation import Augmentation
 from retrieval.datasets import DATASETS, SHORTHANDS, Dataset, open_dataset
-from retrieval.errors import InputError
+from retrieval.errors import InputError, UnknownNameError
 from retrieval.validation import explain_validation
+from search_spaces.defaults import space_of
 from search_spaces.grid import expand, setting_text, varied
+from search_spaces.space import Fixed, Space
 
 Side = Literal["query", "gallery"]
 SIDES: tuple[Side, Side] = ("query", "gallery")
@@ -75,14 +77,18 @@ class Trial:
     """One cell of the table.
 
     Attributes:
-        id: the id of its metrics stage.
+        id: the id of its last stage: metrics, or the training of its query network.
         method, dataset, pair, bits, seed: its coordinates.
         params: all hyperparameters.
         setting: the hyperparameters that the study varies, as text ("gamma=10"), or "".
         query_backbone, gallery_backbone: timm names.
         protocol: the protocol's id.
         at: the cut-off of its mAP.
-        stages: kind -> id of the stages on its path.
+        stages: kind -> id of the stages on its path; without "metrics" where a search only reads
+            the validation split.
+        cell: number of the study's cell that it searches; None in a benchmark.
+        number: of its point in that search; None in a benchmark, and for what the search chose.
+        values: of the dimensions that are searched.
     """
 
     id: str
@@ -98,6 +104,19 @@ class Trial:
     protocol: str
     at: int | str
     stages: dict[str, str]
+    cell: int | None = None
+    number: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> bool:
+        """Whether its test queries are scored; else it ends with its validation mAP."""
+        return "metrics" in self.stages
+
+    @property
+    def trained(self) -> str:
+        """Id of the stage that trains its query network."""
+        return self.stages.get("joint") or self.stages["query"]
 
     @property
     def label(self) -> str:
@@ -128,6 +147,8 @@ class Plan:
         if trial.id not in self._known:
             self._known.add(trial.id)
             self.trials.append(trial)
+            for grown in ("uses", "users"):
+                self.__dict__.pop(grown, None)
 
     @cached_property
     def uses(self) -> Counter[str]:
@@ -153,7 +174,47 @@ class Plan:
 
 
 def build_plan(study: Study, *, folder: Path, home: Path, cwd: Path | None = None) -> Plan:
-    """Plan a study.
+    """Plan a study; see :class:`Planner`.
+
+    Raises:
+        InputError: a name, option or combination is wrong; ``key`` is the study's key.
+    """
+    return Planner(study, folder=folder, home=home, cwd=cwd).plan
+
+
+@dataclass(frozen=True)
+class SearchCell:
+    """Where one search of a sensitivity or tuning study happens: what its points have in common.
+
+    Attributes:
+        number: its place in the study.
+        dataset, pair, method: names; ``pair`` is "" where the space has it.
+        bits: code length; None where the space has it.
+        base: hyperparameters as given under ``methods``.
+        space: what is searched.
+        key: where the method stands in the study.
+        places: of the dataset, the pair (None as above) and the method in the study's lists.
+    """
+
+    number: int
+    dataset: str
+    pair: str
+    method: str
+    bits: int | None
+    base: dict[str, Any]
+    space: Space
+    key: str
+    places: tuple[int, int | None, int]
+
+    @property
+    def name(self) -> str:
+        """A readable name: ``csch · mnetv3s→rn50 · 32 bit · cifar10``."""
+        bits = "" if self.bits is None else f"{self.bits} bit"
+        return " · ".join(part for part in (self.method, self.pair, bits, self.dataset) if part)
+
+
+class Planner:
+    """Makes a study's plan; that of a search grows by the points that are tried.
 
     Args:
         study: the validated study.
@@ -163,33 +224,237 @@ def build_plan(study: Study, *, folder: Path, home: Path, cwd: Path | None = Non
         cwd: the working directory that relative paths start from; this process' by default, and
             that of the run for a study that was run before.
 
+    Attributes:
+        plan: all trials of a benchmark; of a search, those that were added.
+        cells: where the searches of a study happen; none in a benchmark.
+
     Raises:
         InputError: a name, option or combination is wrong; ``key`` is the study's key.
     """
-    plan = Plan(study=study.study)
-    asked = {
-        kind: _asked(study, kind) for kind in KINDS
-    }  # a wrong one is wrong without stages too
-    places = (cwd or Path.cwd(), folder)
-    datasets = _datasets(study, places, home)
-    plan.datasets = [dataset for _, dataset in datasets]
-    pairs = [_Pair(pair) for pair in _pairs(study, places)]
-    settings = _settings(study)
-    planner = _Planner(study, plan, asked)
-    for given, dataset in datasets:
-        data = _Data(given, dataset, _augmentation(study, dataset).model_dump(mode="json"))
-        built = [
-            _Method(_build(setting, bits, dataset, study), setting.text)
-            for setting in settings
-            for bits in study.bits
+
+    def __init__(self, study: Study, *, folder: Path, home: Path, cwd: Path | None = None) -> None:
+        self.study = study
+        self.plan = Plan(study=study.study)
+        # A wrong one is wrong without stages too.
+        self._asked = {kind: _asked(study, kind) for kind in KINDS}
+        places = (cwd or Path.cwd(), folder)
+        datasets = _datasets(study, places, home)
+        self.plan.datasets = [dataset for _, dataset in datasets]
+        self._pairs = [_Pair(pair) for pair in _pairs(study, places)]
+        self._data = [
+            _Data(given, dataset, _augmentation(study, dataset).model_dump(mode="json"))
+            for given, dataset in datasets
         ]
-        for pair in pairs:
-            for method in built:
-                for seed in study.seeds:
-                    _Cell(planner, data, pair, method, seed).add()
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    plan.stages = dict(sorted(plan.stages.items(), key=lambda item: order[item[1].kind]))
-    return plan
+        self._builders: dict[str, _Builder] = {}
+        self.cells: tuple[SearchCell, ...] = ()
+        if study.kind == "benchmark":
+            self._add_all()
+        else:
+            self.cells = _search_cells(study, self._data, self._pairs)
+            for cell in self.cells:  # what cannot be is refused before anything runs
+                for point in cell.space.corners():
+                    self._method(cell, point)
+
+    def _add_all(self) -> None:
+        study = self.study
+        settings = _settings(study)
+        builder = _Builder(study, self.plan, self._asked)
+        for data in self._data:
+            built = [
+                _Method(_build(setting, bits, data.dataset, study), setting.text)
+                for setting in settings
+                for bits in study.bits
+            ]
+            for pair in self._pairs:
+                for method in built:
+                    for seed in study.seeds:
+                        _Cell(builder, data, pair, method, seed).add()
+        order = {kind: place for place, kind in enumerate(KINDS)}
+        stages = sorted(self.plan.stages.items(), key=lambda item: order[item[1].kind])
+        self.plan.stages = dict(stages)
+
+    # ---- searches ------------------------------------------------------------------------
+
+    def add(
+        self,
+        cell: SearchCell,
+        values: Mapping[str, Any],
+        seeds: Sequence[int],
+        *,
+        number: int | None = None,
+        scored: bool = False,
+    ) -> list[Trial]:
+        """Add the trials of one point of a search; return them, one a seed.
+
+        Args:
+            cell: where.
+            values: of the dimensions that count.
+            seeds: of the trials.
+            number: of the point in its search.
+            scored: whether their test queries are scored. Only what a search chose in the end is.
+
+        Raises:
+            InputError: the values are impossible together; ``key`` is as if the study gave them.
+        """
+        study, method = self._method(cell, values)
+        data = self._data[cell.places[0]]
+        pair = self._pair_of(cell, values)
+        text = canonical(study.train.model_dump(mode="json"))
+        if text not in self._builders:
+            self._builders[text] = _Builder(study, self.plan, self._asked)
+        about = {"cell": cell.number, "number": number, "values": dict(values)}
+        return [
+            _Cell(self._builders[text], data, pair, method, seed, scored, about).add()
+            for seed in seeds
+        ]
+
+    def values_of(self, cell: SearchCell) -> dict[str, Any]:
+        """Return the point of the space that the study's own values are, as far as they are in it.
+
+        Values that the study does not give are the published defaults.
+        """
+        params = METHODS.get(cell.method).Params.parse(cell.base).model_dump(mode="json")
+        point: dict[str, Any] = {}
+        for name, dimension in cell.space.dimensions.items():
+            if name not in cell.space.active({**point, name: None}):
+                continue
+            if name == "bits":
+                value: Any = self.study.bits[0]
+            elif name == "pair":
+                value = self._pairs[0].name
+            elif name.startswith("train."):
+                value = _recipe_value(self.study, name)
+            else:
+                value = params[name]
+            if not dimension.has(value) and isinstance(dimension, Fixed):
+                value = dimension.value
+            point[name] = value
+        return point
+
+    def sides_of(self, cell: SearchCell, values: Mapping[str, Any]) -> PairSpec:
+        """Return the pair of a point."""
+        return self._pair_of(cell, values).spec
+
+    def bits_of(self, cell: SearchCell, values: Mapping[str, Any]) -> int:
+        """Return the code length of a point."""
+        return int(values.get("bits", cell.bits))
+
+    def gallery_size(self, cell: SearchCell) -> int:
+        """Return the number of gallery images."""
+        return self._data[cell.places[0]].sizes["gallery"]
+
+    def _pair_of(self, cell: SearchCell, values: Mapping[str, Any]) -> _Pair:
+        if cell.places[1] is not None:
+            return self._pairs[cell.places[1]]
+        return next(pair for pair in self._pairs if pair.name == values["pair"])
+
+    def _method(self, cell: SearchCell, values: Mapping[str, Any]) -> tuple[Study, _Method]:
+        """Return the study with a point's recipe, and the point's method."""
+        recipe = {n.removeprefix("train."): v for n, v in values.items() if n.startswith("train.")}
+        study = _with_recipe(self.study, recipe) if recipe else self.study
+        own = METHODS.get(cell.method).Params.model_fields
+        given = {**cell.base, **{n: v for n, v in values.items() if n in own}}
+        try:
+            params = METHODS.get(cell.method).Params.parse(given).model_dump(mode="json")
+        except InputError as error:
+            raise error.located(prefix=cell.key) from None
+        shown = [name for name in values if name not in ("bits", "pair")]
+        text = setting_text({**params, **values}, shown)
+        setting = _Setting(cell.method, params, text, cell.key)
+        bits = self.bits_of(cell, values)
+        dataset = self._data[cell.places[0]].dataset
+        return study, _Method(_build(setting, bits, dataset, study), text)
+
+
+def _search_cells(
+    study: Study, data: Sequence[_Data], pairs: Sequence[_Pair]
+) -> tuple[SearchCell, ...]:
+    """Return where a study searches: datasets, pairs, methods and bits that no space has."""
+    spaces = [_space(study, grid, pairs) for grid in study.method_grids()]
+    cells: list[SearchCell] = []
+    for at_data, opened in enumerate(data):
+        for grid, (at_method, space) in zip(study.method_grids(), enumerate(spaces), strict=True):
+            own_pairs = [None] if "pair" in space.dimensions else list(range(len(pairs)))
+            own_bits = [None] if "bits" in space.dimensions else study.bits
+            for at_pair in own_pairs:
+                for bits in own_bits:
+                    cells.append(
+                        SearchCell(
+                            number=len(cells),
+                            dataset=opened.dataset.label,
+                            pair="" if at_pair is None else pairs[at_pair].name,
+                            method=grid.name,
+                            bits=bits,
+                            base=grid.given,
+                            space=space,
+                            key=grid.key,
+                            places=(at_data, at_pair, at_method),
+                        )
+                    )
+    names = Counter(cell.name for cell in cells)
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(
+                f"{name!r} would be searched {count} times; give a method once in a "
+                f"{study.kind} study, and what differs under 'search'",
+                key="methods",
+            )
+    return tuple(cells)
+
+
+def _space(study: Study, grid: MethodGrid, pairs: Sequence[_Pair]) -> Space:
+    """Return the space of one of the study's methods."""
+    for name, value in grid.given.items():
+        if isinstance(value, list):
+            raise InputError(
+                f"in a {study.kind} study a method has one value here; what is varied stands "
+                "under 'search'",
+                key=f"{grid.key}.{name}",
+                value=value,
+            )
+    methods = {other.name for other in study.method_grids()}
+    given: Any = study.search
+    key = "search"
+    if isinstance(given, dict) and given.keys() <= set(METHODS.names()):
+        if grid.name not in given:
+            raise InputError(
+                f"has spaces of {', '.join(given)}, and none of {grid.name}; 'default' takes what "
+                "the method declares",
+                key="search",
+            )
+        stray = [name for name in given if name not in methods]
+        if stray:
+            raise UnknownNameError("method of this study", stray[0], methods, key="search")
+        given, key = given[grid.name], f"search.{grid.name}"
+    try:
+        return space_of(
+            grid.name,
+            given,
+            pairs=[pair.name for pair in pairs],
+        )
+    except InputError as error:
+        raise error.located(prefix=key) from None
+
+
+def _with_recipe(study: Study, values: Mapping[str, Any]) -> Study:
+    """Return the study with other values of its recipe: ``lr_head``, ``query.epochs``."""
+    train = study.train
+    recipe = dict(train.recipe)
+    own: dict[str, dict[str, Any]] = {side: dict(getattr(train, side)) for side in SIDES}
+    for name, value in values.items():
+        side, _, field_name = name.rpartition(".")
+        (own[side] if side else recipe)[field_name] = value
+    for side in SIDES:
+        check_recipe({**recipe, **own[side]}, side, own[side])
+    changed = train.model_copy(update={"recipe": recipe, **own})
+    return study.model_copy(update={"train": changed})
+
+
+def _recipe_value(study: Study, name: str) -> Any:
+    """Return the study's value of ``train.lr_head`` or ``train.query.lr_head``."""
+    parts = name.split(".")
+    side: Side = "gallery" if parts[1] == "gallery" else "query"
+    return getattr(study.train.side(side), parts[-1])
 
 
 def resolve(path: str, places: tuple[Path, ...]) -> str:
@@ -497,7 +762,7 @@ class _Method:
         return self.teacher.params.read_by("gallery")
 
 
-class _Planner:
+class _Builder:
     """Adds stages to a plan.
 
     A stage's identity is mostly made of values that many stages have in common. Their canonical
@@ -592,22 +857,24 @@ class _Planner:
 class _Cell:
     """One trial on its way into the plan."""
 
-    planner: _Planner
+    builder: _Builder
     data: _Data
     pair: _Pair
     built: _Method
     seed: int
+    scored: bool = True
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.study = self.planner.study
+        self.study = self.builder.study
         self.method = self.built.method
         self.bits = self.method.task.bits
-        self.common, self.common_setup = self.planner.common(
+        self.common, self.common_setup = self.builder.common(
             self.data, self.pair, self.bits, self.seed
         )
 
-    def add(self) -> None:
-        """Add the trial and its stages to the plan."""
+    def add(self) -> Trial:
+        """Add the trial and its stages to the plan; return it."""
         study, method = self.study, self.method
         at = study.evaluate.at or self.data.dataset.protocol.at
         stages: dict[str, str] = {}
@@ -623,9 +890,10 @@ class _Cell:
             if method.centers_for_query() and centers is not None:
                 inputs["centers"] = centers
             scored = {"query": self._query(inputs, stages), "gallery": gallery}
-        self._metrics(at, scored, stages)
+        if self.scored:
+            self._metrics(at, scored, stages)
         trial = Trial(
-            id=stages["metrics"],
+            id=stages["metrics" if self.scored else "joint" if joint else "query"],
             method=method.name,
             dataset=self.data.dataset.label,
             pair=self.pair.name,
@@ -638,8 +906,10 @@ class _Cell:
             protocol=self.data.dataset.protocol.id,
             at=at,
             stages=stages,
+            **self.about,
         )
-        self.planner.plan.add(trial)
+        self.builder.plan.add(trial)
+        return trial
 
     # ---- stages --------------------------------------------------------------------------
 
@@ -715,7 +985,7 @@ class _Cell:
         inputs = {"centers": centers} if centers is not None else {}
         values = {
             "head": method.head,
-            "recipe": self.planner.recipe_values["gallery"],
+            "recipe": self.builder.recipe_values["gallery"],
             "validate_every": self.study.train.validate_every,
             "recording": method.recording if simultaneous else None,
             "method": method.name,
@@ -738,12 +1008,12 @@ class _Cell:
         return stages["gallery"]
 
     def _recording(self, gallery: str, stages: dict[str, str]) -> str:
-        recipe = self.planner.recipes["query"]
+        recipe = self.builder.recipes["query"]
         inputs = {"gallery": gallery}
         values = {
             "epochs": recipe.epochs,
             "batch_size": recipe.batch_size,
-            "precision": self.planner.recipes["gallery"].precision,
+            "precision": self.builder.recipes["gallery"].precision,
             "recording": self.method.recording,
         }
         identity = {"kind": "recording", **self.common, **values, "inputs": inputs}
@@ -764,7 +1034,7 @@ class _Cell:
         method = self.method
         values = {
             "head": method.head,
-            "recipe": self.planner.recipe_values["query"],
+            "recipe": self.builder.recipe_values["query"],
             "validate_every": self.study.train.validate_every,
             "recording": method.recording,
             "method": method.name,
@@ -786,7 +1056,7 @@ class _Cell:
                 "side": self.pair.values["query"],
                 "gallery_side": self.pair.values["gallery"],
                 "gallery_head": self.built.teacher.head,
-                "gallery_precision": self.planner.recipes["gallery"].precision,
+                "gallery_precision": self.builder.recipes["gallery"].precision,
                 "all_params": self.built.params,
                 "live": method.schedule is Schedule.FROZEN and "recording" not in inputs,
             }
@@ -799,7 +1069,7 @@ class _Cell:
         inputs = {"centers": centers} if centers is not None else {}
         values = {
             "head": self.method.head,
-            "recipes": self.planner.recipe_values,
+            "recipes": self.builder.recipe_values,
             "validate_every": self.study.train.validate_every,
             "method": self.method.name,
             "method_version": self.method.version,
@@ -824,7 +1094,7 @@ class _Cell:
 
     def _passes(self, side: Side) -> int:
         """Return the images that the training of a side sees in all."""
-        recipe = self.planner.recipes[side]
+        recipe = self.builder.recipes[side]
         steps = self.method.task.n_train // recipe.batch_size
         return recipe.epochs * steps * recipe.batch_size
 
@@ -836,7 +1106,7 @@ class _Cell:
         setup: Callable[[], dict[str, Any]],
         images: tuple[int, int],
     ) -> str:
-        return self.planner.add(kind, identity, inputs, setup, images, self._label)
+        return self.builder.add(kind, identity, inputs, setup, images, self._label)
 
     def _label(self, kind: StageKind) -> str:
         teacher = self.built.teacher.name

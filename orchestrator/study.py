@@ -19,6 +19,7 @@ from methods.recipe import Recipe
 from orchestrator.tracking_uri import check_uri
 from retrieval.errors import InputError, UnknownNameError
 from retrieval.validation import explain_validation
+from search_spaces.options import Sensitivity, Tuning
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -194,7 +195,10 @@ class Study(_Strict):
 
     Attributes:
         study: its name; also the MLflow experiment's.
-        kind: "benchmark": every combination is one trial.
+        kind: "benchmark": every combination is one trial, scored on the test queries.
+            "sensitivity": the points of a design over ``search``, and "tuning": those that a
+            sampler proposes, all scored on the validation split; what they choose is scored on the
+            test queries, once, at the end.
         description: free text.
         datasets: names, or mappings with ``name`` and the dataset's options.
         pairs: names, or mappings with ``query`` and ``gallery`` sides.
@@ -202,13 +206,18 @@ class Study(_Strict):
             again with other hyperparameters; a list as a value spans a grid.
         bits: code lengths B.
         seeds: trial seeds; the split has a seed of its own in the protocol.
+        search: what a sensitivity or tuning study varies: name -> dimension of the search space
+            (see ``search_spaces.space``), or "default" for what the method declares; with several
+            methods, name of the method -> that. Names are hyperparameters, ``bits``, ``pair``, and
+            fields of the recipe, ``train.lr_head`` or ``train.query.lr_head``.
+        sensitivity, tuning: how.
         train, evaluate, resources, faults, checkpoint, tracking: see there.
         replay: false trains both sides together, or asks the frozen gallery live. The numbers are
             the same bit for bit, the work is not.
     """
 
     study: str
-    kind: Literal["benchmark"] = "benchmark"
+    kind: Literal["benchmark", "sensitivity", "tuning"] = "benchmark"
     description: str = ""
     datasets: list[str | dict[str, Any]] = Field(min_length=1)
     pairs: list[str | dict[str, Any]] = Field(min_length=1)
@@ -219,6 +228,9 @@ class Study(_Strict):
     seeds: list[int] = Field([0], min_length=1)
     train: Training = Training()
     evaluate: Evaluation = Evaluation()
+    search: Literal["default"] | dict[str, Any] | None = None
+    sensitivity: Sensitivity = Sensitivity()
+    tuning: Tuning = Tuning()
     replay: bool = True
     resources: ResourcesByStage = ResourcesByStage()
     faults: Faults = Faults()
@@ -261,6 +273,11 @@ class Study(_Strict):
         values = self.model_dump(mode="json")
         training = values["train"]
         values["train"] = {**training.pop("recipe"), **training}
+        for kind in ("sensitivity", "tuning"):
+            if self.kind != kind:
+                del values[kind]
+        if self.search is None:
+            del values["search"]
         return values
 
     def method_grids(self) -> list[MethodGrid]:
@@ -500,9 +517,40 @@ def _validate(raw: dict[str, Any], folder: Path) -> Study:
         raise explain_validation(error, Study) from None
     if study.tracking.uri is not None:
         check_uri(study.tracking.uri)
+    _check_kind(study, set(data))
     for side in ("query", "gallery"):
-        _check_recipe({**study.train.recipe, **getattr(study.train, side)}, side, study)
+        own = getattr(study.train, side)
+        check_recipe({**study.train.recipe, **own}, side, own)
     return study
+
+
+def _check_kind(study: Study, given: set[str]) -> None:
+    """Refuse what does not go together with the kind of the study."""
+    searching = study.kind != "benchmark"
+    for key in ("search", "sensitivity", "tuning"):
+        if key in given and not (searching if key == "search" else study.kind == key):
+            wanted = "sensitivity or tuning" if key == "search" else key
+            raise InputError(
+                f"only a study of kind {wanted} has this; this one is of kind {study.kind}",
+                key=key,
+                hint=f"set kind: {wanted.split()[0]}, or leave {key!r} out",
+            )
+    if not searching:
+        return
+    if not study.search:
+        raise InputError(
+            f"a {study.kind} study says what it varies: a mapping of names to dimensions, or "
+            "'default'",
+            key="search",
+            value=study.search,
+        )
+    if study.train.validate_every == 0:
+        raise InputError(
+            f"a {study.kind} study is told the validation mAP, so it validates; set it to 1, or "
+            "to the epochs between two validations",
+            key="train.validate_every",
+            value=0,
+        )
 
 
 def _text_keys(value: Any, path: str) -> None:
@@ -517,7 +565,16 @@ def _text_keys(value: Any, path: str) -> None:
             _text_keys(child, f"{path}.{index}" if path else str(index))
 
 
-_MAPPINGS = ("train", "evaluate", "resources", "faults", "checkpoint", "tracking")
+_MAPPINGS = (
+    "train",
+    "evaluate",
+    "sensitivity",
+    "tuning",
+    "resources",
+    "faults",
+    "checkpoint",
+    "tracking",
+)
 _LISTS = {
     "datasets": "names of datasets, or mappings with 'name' (or 'folder') and options",
     "pairs": "names of pairs, or mappings with 'query' and 'gallery'",
@@ -552,6 +609,9 @@ def _check_shapes(data: dict[str, Any]) -> None:
     for name in _MAPPINGS:
         if name in data:
             mapping(name, data[name])
+    search = data.get("search", "default")
+    if (search != "default" and not isinstance(search, dict)) or search == {}:
+        raise refuse("search", "'default', or a mapping of names to dimensions", search)
     for index, item in enumerate(data.get("datasets", [])):
         if not isinstance(item, str | dict):
             raise InputError(
@@ -617,10 +677,20 @@ def _split_recipe(train: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_recipe(given: Mapping[str, Any], side: str, study: Study) -> None:
+def check_recipe(given: Mapping[str, Any], side: str, own: Mapping[str, Any]) -> None:
+    """Refuse a recipe that cannot be.
+
+    Args:
+        given: all fields of one side's recipe.
+        side: which.
+        own: those that the study gives for that side only.
+
+    Raises:
+        InputError: with the key under which the study gives it.
+    """
     try:
         Recipe(**given)
     except ValidationError as error:
         explained = explain_validation(error, Recipe)
-        own = (explained.key or "").split(".")[0] in getattr(study.train, side)
-        raise explained.located(prefix=f"train.{side}" if own else "train") from None
+        of_side = (explained.key or "").split(".")[0] in own
+        raise explained.located(prefix=f"train.{side}" if of_side else "train") from None
