@@ -207,7 +207,9 @@ def test_driver_killed_while_it_sends_is_completed_by_the_next(
     # At once: a batch of the dead may still be on its way in the server.
     report = complete(server.uri, tmp_path, steps)
     assert report.failures == ()
-    assert report.reopened > 0
+    # Which of them the dead left open is a matter of the moment; that none is missing is not.
+    assert report.created + report.reopened + report.unchanged == len(TRIALS)
+    assert report.points > 0
     check(database, steps)
     again = complete(server.uri, tmp_path, steps)
     assert (again.unchanged, again.points) == (16, 0)
