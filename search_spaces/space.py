@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import override
 
 from retrieval.errors import InputError, UnknownNameError, nearest
@@ -35,6 +42,13 @@ Value: TypeAlias = Any
 
 Point: TypeAlias = dict[str, Value]
 """Name -> value of each active dimension."""
+
+_MOST = 10_000
+"""Values of one dimension that a grid may have."""
+_MOST_STEPS = 1_000_000
+"""Values that a number with a step may have."""
+_LARGEST = 2**53
+"""Whole numbers beyond it are not all told apart as floating-point numbers."""
 
 
 class _Dimension(BaseModel):
@@ -50,6 +64,17 @@ class _Dimension(BaseModel):
 
     when: dict[str, list[Value]] = {}
     source: str = ""
+
+    @field_validator("when")
+    @classmethod
+    def _plain_when(cls, when: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for values in when.values():
+            _check_plain(values)
+        return when
+
+    def ends(self) -> list[Value]:
+        """Return the outermost values; all of them where they have no order."""
+        raise NotImplementedError
 
     def values(self) -> list[Value]:
         """Return the values that a grid has of it.
@@ -71,6 +96,11 @@ class _Dimension(BaseModel):
         """
         raise NotImplementedError
 
+    @property
+    def countable(self) -> bool:
+        """Whether single values have a chance of their own, so that a condition can be on one."""
+        return True
+
     def suggest(self, trial: optuna.trial.Trial, name: str) -> Value:
         """Ask an Optuna trial for a value."""
         raise NotImplementedError
@@ -80,7 +110,7 @@ class _Dimension(BaseModel):
         raise NotImplementedError
 
     def encode(self, value: Value) -> Any:
-        """Return a value as Optuna stores it."""
+        """Return a value of this dimension as Optuna stores it."""
         return value
 
     def decode(self, stored: Any) -> Value:
@@ -109,7 +139,7 @@ class Float(_Dimension):
     low: float
     high: float
     step: float | None = Field(None, gt=0)
-    points: int | None = Field(None, ge=2, le=10_000)
+    points: int | None = Field(None, ge=2, le=_MOST)
 
     @model_validator(mode="after")
     def _bounds(self) -> Float:
@@ -117,44 +147,65 @@ class Float(_Dimension):
         if self.step is not None:
             if self.points is not None:
                 raise ValueError("give step or points, not both")
-            if self.step > self.high - self.low:
-                raise ValueError(f"step {self.step:g} is wider than the range")
+            _check_step(self.step, self.high - self.low)
         return self
 
-    @cached_property
-    def _stepped(self) -> list[float]:
+    @property
+    def _count(self) -> int:
         assert self.step is not None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [_tidy(self.low + i * self.step) for i in range(count)]
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    def _stepped(self, place: int) -> float:
+        assert self.step is not None
+        return self._within(_tidy(self.low + place * self.step)) if place else self.low
+
+    def _within(self, value: float) -> float:
+        return min(max(value, self.low), self.high)
+
+    @override
+    def ends(self) -> list[Value]:
+        return [self.low, self._highest]
 
     @override
     def values(self) -> list[Value]:
         if self.step is not None:
-            return list(self._stepped)
+            _check_end(self._count)
+            return [self._stepped(place) for place in range(self._count)]
         if self.points is None:
             raise _endless()
-        width = self.high - self.low
-        return [_tidy(self.low + width * i / (self.points - 1)) for i in range(self.points)]
+        inner = _even(self.low, self.high, self.points)
+        return [self.low, *(self._within(_tidy(value)) for value in inner), self.high]
 
     @override
     def at(self, unit: float) -> Value:
         if self.step is not None:
-            return self._stepped[_bin(unit, len(self._stepped))]
-        return self.low + unit * (self.high - self.low)
+            return self._stepped(_bin(unit, self._count))
+        return self._within(self.low + unit * (self.high - self.low))
 
     @override
     def place(self, value: Value) -> float:
         number = _number(value)
         if not self.low <= number <= self.high:
             raise ValueError(f"{value!r} is not in {self.low:g} ... {self.high:g}")
-        if self.step is not None and _tidy(number) not in self._stepped:
+        if self.step is None:
+            return (number - self.low) / (self.high - self.low)
+        place = self._nearest(number)
+        if abs(self._stepped(place) - number) > 1e-9 * self.step:
             raise ValueError(f"{value!r} is no step from {self.low:g} by {self.step:g}")
-        return (number - self.low) / (self.high - self.low)
+        return (place + 0.5) / self._count
+
+    def _nearest(self, number: float) -> int:
+        assert self.step is not None
+        return min(max(round((number - self.low) / self.step), 0), self._count - 1)
+
+    @property
+    @override
+    def countable(self) -> bool:
+        return self.step is not None
 
     @override
     def suggest(self, trial: optuna.trial.Trial, name: str) -> Value:
-        found = trial.suggest_float(name, self.low, self._highest, step=self.step)
-        return _tidy(found) if self.step is not None else found
+        return self.decode(trial.suggest_float(name, self.low, self._highest, step=self.step))
 
     @override
     def distribution(self) -> optuna.distributions.BaseDistribution:
@@ -162,9 +213,14 @@ class Float(_Dimension):
 
         return FloatDistribution(self.low, self._highest, step=self.step)
 
+    @override
+    def decode(self, stored: Any) -> Value:
+        # Optuna adds up the steps, with the dust that sums have.
+        return stored if self.step is None else self._stepped(self._nearest(stored))
+
     @property
     def _highest(self) -> float:
-        return self.high if self.step is None else self._stepped[-1]
+        return self.high if self.step is None else self._stepped(self._count - 1)
 
 
 class LogFloat(_Dimension):
@@ -179,7 +235,7 @@ class LogFloat(_Dimension):
     type: Literal["log_float"]
     low: float = Field(gt=0)
     high: float = Field(gt=0)
-    points: int | None = Field(None, ge=2, le=10_000)
+    points: int | None = Field(None, ge=2, le=_MOST)
 
     @model_validator(mode="after")
     def _bounds(self) -> LogFloat:
@@ -187,23 +243,36 @@ class LogFloat(_Dimension):
         return self
 
     @override
+    def ends(self) -> list[Value]:
+        return [self.low, self.high]
+
+    @override
     def values(self) -> list[Value]:
         if self.points is None:
             raise _endless()
-        inner = [self.at(i / (self.points - 1)) for i in range(1, self.points - 1)]
-        return [self.low, *map(_tidy, inner), self.high]
+        inner = [math.exp(x) for x in _even(math.log(self.low), math.log(self.high), self.points)]
+        return [self.low, *(self._within(_tidy(value)) for value in inner), self.high]
+
+    def _within(self, value: float) -> float:
+        return min(max(value, self.low), self.high)
 
     @override
     def at(self, unit: float) -> Value:
-        found = math.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
-        return min(max(found, self.low), self.high)
+        low, high = math.log(self.low), math.log(self.high)
+        return self._within(math.exp(low + unit * (high - low)))
 
     @override
     def place(self, value: Value) -> float:
         number = _number(value)
         if not self.low <= number <= self.high:
             raise ValueError(f"{value!r} is not in {self.low:g} ... {self.high:g}")
-        return math.log(number / self.low) / math.log(self.high / self.low)
+        low, high = math.log(self.low), math.log(self.high)
+        return (math.log(number) - low) / (high - low)
+
+    @property
+    @override
+    def countable(self) -> bool:
+        return False
 
     @override
     def suggest(self, trial: optuna.trial.Trial, name: str) -> Value:
@@ -223,55 +292,80 @@ class Int(_Dimension):
         low, high: bounds.
         step: only low, low + step, ... are taken.
         log: whether its logarithm is searched; then low is at least 1 and step 1.
+        points: values of it in a grid, low and high among them, evenly spaced (of their logarithm
+            with ``log``) and rounded; null takes all.
     """
 
     type: Literal["int"]
-    low: int
-    high: int
+    low: int = Field(ge=-_LARGEST, le=_LARGEST)
+    high: int = Field(ge=-_LARGEST, le=_LARGEST)
     step: int = Field(1, ge=1)
     log: bool = False
+    points: int | None = Field(None, ge=2, le=_MOST)
 
     @model_validator(mode="after")
     def _bounds(self) -> Int:
         _check_bounds(self.low, self.high)
         if self.log and (self.low < 1 or self.step != 1):
             raise ValueError("log: true wants a low of at least 1, and no step")
-        if self.step > self.high - self.low:
-            raise ValueError(f"step {self.step} is wider than the range")
+        if self.points is not None and self.step != 1:
+            raise ValueError("give step or points, not both")
+        _check_step(self.step, self.high - self.low, most=None)
         return self
+
+    @property
+    def _every(self) -> range:
+        return range(self.low, self.high + 1, self.step)
+
+    @property
+    def _logarithms(self) -> tuple[float, float]:
+        """The ends of what is rounded to low ... high."""
+        return math.log(self.low - 0.5), math.log(self.high + 0.5)
+
+    @override
+    def ends(self) -> list[Value]:
+        return [self.low, self._every[-1]]
 
     @override
     def values(self) -> list[Value]:
-        return list(range(self.low, self.high + 1, self.step))
+        if self.points is None:
+            _check_end(len(self._every))
+            return list(self._every)
+        if self.log:
+            evenly = _even(math.log(self.low), math.log(self.high), self.points)
+            inner = [math.exp(x) for x in evenly]
+        else:
+            inner = _even(self.low, self.high, self.points)
+        return list(dict.fromkeys([self.low, *map(round, inner), self.high]))
 
     @override
     def at(self, unit: float) -> Value:
         if not self.log:
-            every = range(self.low, self.high + 1, self.step)
-            return every[_bin(unit, len(every))]
-        low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return self._every[_bin(unit, len(self._every))]
+        low, high = self._logarithms
         return min(max(round(math.exp(low + unit * (high - low))), self.low), self.high)
 
     @override
     def place(self, value: Value) -> float:
         number = _number(value)
-        if number != int(number) or not self.low <= number <= self.high:
+        if number != math.floor(number) or not self.low <= number <= self.high:
             raise ValueError(f"{value!r} is no whole number in {self.low} ... {self.high}")
         if (int(number) - self.low) % self.step:
             raise ValueError(f"{value!r} is no step from {self.low} by {self.step}")
         if self.log:
-            return math.log(number / self.low) / math.log(self.high / self.low)
-        return (number - self.low) / (self.high - self.low)
+            low, high = self._logarithms
+            return (math.log(number) - low) / (high - low)
+        return (self._every.index(int(number)) + 0.5) / len(self._every)
 
     @override
     def suggest(self, trial: optuna.trial.Trial, name: str) -> Value:
-        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+        return trial.suggest_int(name, self.low, self._every[-1], step=self.step, log=self.log)
 
     @override
     def distribution(self) -> optuna.distributions.BaseDistribution:
         from optuna.distributions import IntDistribution
 
-        return IntDistribution(self.low, self.high, step=self.step, log=self.log)
+        return IntDistribution(self.low, self._every[-1], step=self.step, log=self.log)
 
 
 class Categorical(_Dimension):
@@ -284,12 +378,18 @@ class Categorical(_Dimension):
     type: Literal["categorical"]
     choices: list[Value] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _once(self) -> Categorical:
-        texts = [json.dumps(choice, sort_keys=True) for choice in self.choices]
-        if len(set(texts)) != len(texts):
-            raise ValueError("must not repeat a choice")
-        return self
+    @field_validator("choices")
+    @classmethod
+    def _once(cls, choices: list[Value]) -> list[Value]:
+        _check_plain(choices)
+        for place, choice in enumerate(choices):
+            if any(_same(choice, other) for other in choices[:place]):
+                raise ValueError(f"must not repeat a choice, {choice!r} is there twice")
+        return choices
+
+    @override
+    def ends(self) -> list[Value]:
+        return list(self.choices)
 
     @override
     def values(self) -> list[Value]:
@@ -301,9 +401,12 @@ class Categorical(_Dimension):
 
     @override
     def place(self, value: Value) -> float:
+        return (self._index(value) + 0.5) / len(self.choices)
+
+    def _index(self, value: Value) -> int:
         for place, choice in enumerate(self.choices):
             if _same(choice, value):
-                return (place + 0.5) / len(self.choices)
+                return place
         raise ValueError(f"{value!r} is none of {self.choices}")
 
     @override
@@ -318,16 +421,28 @@ class Categorical(_Dimension):
 
     @cached_property
     def _stored(self) -> list[Any]:
-        return [self.encode(choice) for choice in self.choices]
+        """The choices as plain values; a list or mapping goes as its text.
+
+        Where two would be alike for Optuna, to which 1 is true, all go as their texts.
+        """
+        texts = [json.dumps(choice, sort_keys=True) for choice in self.choices]
+        stored = [
+            text if isinstance(choice, dict | list) else choice
+            for choice, text in zip(self.choices, texts, strict=True)
+        ]
+        alike = any(one == other for one, other in itertools.combinations(stored, 2))
+        return texts if alike else stored
 
     @override
     def encode(self, value: Value) -> Any:
-        # Optuna stores plain values; a mapping goes as its text.
-        return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+        return self._stored[self._index(value)]
 
     @override
     def decode(self, stored: Any) -> Value:
-        return next(choice for choice in self.choices if _same(self.encode(choice), stored))
+        for choice, known in zip(self.choices, self._stored, strict=True):
+            if _same(known, stored):
+                return choice
+        raise ValueError(f"{stored!r} is none of {self._stored}")
 
 
 class Fixed(_Dimension):
@@ -339,6 +454,16 @@ class Fixed(_Dimension):
 
     type: Literal["fixed"]
     value: Value
+
+    @field_validator("value")
+    @classmethod
+    def _plain_value(cls, value: Value) -> Value:
+        _check_plain(value)
+        return value
+
+    @override
+    def ends(self) -> list[Value]:
+        return [self.value]
 
     @override
     def values(self) -> list[Value]:
@@ -397,7 +522,25 @@ class Space:
         found = {name: _dimension(name, value) for name, value in given.items()}
         for name, dimension in found.items():
             _check_conditions(name, dimension, found)
-        return cls({name: found[name] for name in _ordered(found)})
+        space = cls({name: found[name] for name in _ordered(found)})
+        for name in space.dimensions:
+            for parent, values in space._needed(name).items():
+                if not values:
+                    raise InputError(
+                        f"its conditions, and those of what it depends on, want different values "
+                        f"of {parent!r}, so it would never count",
+                        key=f"{name}.when",
+                    )
+        return space
+
+    def _needed(self, name: str) -> dict[str, list[Value]]:
+        """Return, of all that a dimension depends on, the values with which it counts."""
+        needed: dict[str, list[Value]] = {}
+        for parent, values in self.dimensions[name].when.items():
+            for other, wanted in ({parent: values} | self._needed(parent)).items():
+                known = needed.get(other, wanted)
+                needed[other] = [v for v in known if any(_same(v, w) for w in wanted)]
+        return needed
 
     @cached_property
     def searched(self) -> list[str]:
@@ -457,16 +600,25 @@ class Space:
         return point
 
     def corners(self) -> Iterator[Point]:
-        """Yield the points at the ends and choices of each dimension, the others midway."""
-        middle = [0.5] * len(self.searched)
-        yield self.at(middle)
-        for place, name in enumerate(self.searched):
-            dimension = self.dimensions[name]
-            places = [0.0, 1 - 1e-12]
-            if isinstance(dimension, Categorical):
-                places = [dimension.place(choice) for choice in dimension.choices]
-            for unit in places:
-                yield self.at([*middle[:place], unit, *middle[place + 1 :]])
+        """Yield the points at the ends and choices of each dimension, the others midway.
+
+        Those that a dimension depends on have the first value with which it counts.
+        """
+        yield self._around({})
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, Fixed) and not dimension.when:
+                continue  # it is in all of them
+            needed = {parent: values[0] for parent, values in self._needed(name).items()}
+            for value in dimension.ends():
+                yield self._around({**needed, name: value})
+
+    def _around(self, given: Mapping[str, Value]) -> Point:
+        """Return the point midway, but for what is given."""
+        point: Point = {}
+        for name, dimension in self.dimensions.items():
+            if name in self.active({**point, name: None}):
+                point[name] = given[name] if name in given else dimension.at(0.5)
+        return point
 
     def grid(self) -> Iterator[Point]:
         """Yield every point of the grid, the last dimension fastest, none twice.
@@ -474,27 +626,33 @@ class Space:
         Raises:
             InputError: a dimension has no end of values; ``key`` names it.
         """
-        axes = []
+        axes: dict[str, list[Value]] = {}
         for name, dimension in self.dimensions.items():
             try:
-                axes.append([(name, value) for value in dimension.values()])
+                axes[name] = dimension.values()
             except InputError as error:
                 raise error.located(prefix=name) from None
-        seen: set[str] = set()
-        for combination in itertools.product(*axes):
-            every = dict(combination)
-            point = {name: every[name] for name in self.active(every)}
-            text = json.dumps(point, sort_keys=True)
-            if text not in seen:
-                seen.add(text)
-                yield point
+        return self._grow({}, list(axes.items()))
+
+    def _grow(self, point: Point, axes: Sequence[tuple[str, list[Value]]]) -> Iterator[Point]:
+        if not axes:
+            yield point
+            return
+        (name, values), left = axes[0], axes[1:]
+        if name not in self.active({**point, name: None}):
+            yield from self._grow(point, left)
+            return
+        for value in values:
+            yield from self._grow({**point, name: value}, left)
 
 
-def _dimension(name: str, value: Any) -> Dimension:
-    if isinstance(value, list):
-        value = {"type": "categorical", "choices": value}
-    elif not isinstance(value, dict):
-        value = {"type": "fixed", "value": value}
+def _dimension(name: str, given: Any) -> Dimension:
+    short = ""  # the field that a value without a type stands for
+    value = given
+    if isinstance(given, list):
+        value, short = {"type": "categorical", "choices": given}, "choices"
+    elif not isinstance(given, dict):
+        value, short = {"type": "fixed", "value": given}, "value"
     if "type" not in value:
         raise InputError(
             f"this key is required; it is one of {', '.join(_TYPES)}",
@@ -502,9 +660,9 @@ def _dimension(name: str, value: Any) -> Dimension:
             hint="a list of values needs no type, and no more does one value",
         )
     kind = value["type"]
+    if not isinstance(kind, str):
+        raise InputError(f"must be one of {', '.join(_TYPES)}", key=f"{name}.type", value=kind)
     if kind not in _TYPES:
-        if not isinstance(kind, str):
-            raise InputError(f"must be one of {', '.join(_TYPES)}", key=f"{name}.type", value=kind)
         raise UnknownNameError("type", kind, _TYPES, key=f"{name}.type")
     model = _TYPES[kind]
     try:
@@ -513,6 +671,8 @@ def _dimension(name: str, value: Any) -> Dimension:
         explained = explain_validation(error, model)
         if not explained.key:  # a rule about several fields
             explained.value = {k: v for k, v in value.items() if k != "type"}
+        elif short:  # as it stands in the study
+            explained.key = (explained.key.removeprefix(short)).removeprefix(".")
         raise explained.located(prefix=name) from None
 
 
@@ -528,6 +688,13 @@ def _check_conditions(name: str, dimension: Dimension, every: Mapping[str, Dimen
             )
         if not values:
             raise InputError("a condition has at least one value", key=key, value=values)
+        if not every[parent].countable:
+            raise InputError(
+                f"{parent!r} is hardly ever exactly one value, so {name!r} would hardly ever "
+                "count; give it a step, or a list of values",
+                key=key,
+                value=values,
+            )
         for value in values:
             if not every[parent].has(value):
                 raise InputError(
@@ -554,6 +721,44 @@ def _ordered(every: Mapping[str, Dimension]) -> list[str]:
 def _check_bounds(low: float, high: float) -> None:
     if low >= high:
         raise ValueError(f"low {low:g} must be below high {high:g}")
+    if not math.isfinite(high - low):
+        raise ValueError("the range is wider than the largest number")
+
+
+def _check_step(step: float, width: float, most: int | None = _MOST_STEPS) -> None:
+    if step > width * (1 + 1e-9):
+        raise ValueError(f"step {step:g} is wider than the range")
+    if most is not None and width / step >= most:
+        raise ValueError(f"step {step:g} makes more than {most:,} values; leave it out")
+
+
+def _check_end(count: int) -> None:
+    if count > _MOST:
+        raise InputError(
+            f"a grid has at most {_MOST:,} values of a dimension, this has {count:,}: give "
+            "points, a wider step, or a list of values"
+        )
+
+
+def _check_plain(value: Value) -> None:
+    """Refuse what JSON does not have: dates, bytes, numbers that are none.
+
+    Raises:
+        ValueError: says what it is.
+    """
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"every key must be text, {key!r} is not")
+            _check_plain(item)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value!r} is no finite number")
+    elif not (value is None or isinstance(value, bool | int | str)):
+        raise ValueError(f"{value} is a {type(value).__name__}; write it in quotes if it is text")
 
 
 def _endless() -> InputError:
@@ -562,16 +767,25 @@ def _endless() -> InputError:
     )
 
 
+def _even(low: float, high: float, points: int) -> list[float]:
+    """Return the inner ones of ``points`` numbers, evenly from low to high."""
+    return [low + (high - low) * i / (points - 1) for i in range(1, points - 1)]
+
+
 def _number(value: Value) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e308:
         raise ValueError(f"{value!r} is no number")
-    return float(value)
+    return value
 
 
 def _same(one: Value, other: Value) -> bool:
-    """Whether two values are the same: 1 and 1.0 are, 1 and true are not."""
+    """Whether two values are the same: 1 and 1.0 are, 1 and true are not, at any depth."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     return bool(one == other)
 
 
