@@ -1,4 +1,4 @@
-"""Searches that were never run: observations with shapes that are known, for pictures and pages."""
+"""Searches that were never run: observations with shapes that are known."""
 
 from __future__ import annotations
 

@@ -1,0 +1,705 @@
+"""What a sensitivity or tuning study came to, as text and tables: same results, same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.observations import Observation, observe
+from orchestrator.plan import SearchCell
+from orchestrator.report import sharing
+from orchestrator.search_axes import value_text, values_text
+from orchestrator.wording import duration, plural
+from search_spaces.options import Sensitivity, Tuning
+from search_spaces.space import Categorical, Dimension, Fixed, Point, Value
+
+if TYPE_CHECKING:
+    from orchestrator.findings import (
+        Contour,
+        Curve,
+        Difference,
+        Estimate,
+        Findings,
+        Importances,
+        ParetoPoint,
+        PointSummary,
+        Recommendation,
+        Share,
+    )
+    from orchestrator.session import Session
+
+WHY_BOTH = (
+    "The validation mAP chose the setting and is therefore optimistic; the test queries chose "
+    "nothing, so the test mAP is the one to quote."
+)
+"""Why a chosen setting has two numbers beside each other."""
+
+_MANY = 6
+"""Settings that a sentence lists before it only counts them."""
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """All that pictures, pages and reports of a sensitivity or tuning study show.
+
+    Attributes:
+        study, kind, description: of the study.
+        cells: where it searched.
+        findings: what each cell says, in the order of ``cells``.
+        observations: of every trial.
+        seeds: of the trials.
+        options: how the study varies or searches.
+        centers: number of a cell -> the study's own values there.
+        at: dataset -> cut-off of mAP.
+        pareto: number of a cell -> its points of several objectives, in the order of the options;
+            empty for one objective.
+        seconds: of work that was done; None where it is not known.
+        naive_seconds: that the same trials cost by themselves, each with stages of its own.
+        warm: number of a cell -> numbers of points that were given, not proposed.
+        startup: likewise of points that were drawn before the sampler's model was asked.
+    """
+
+    study: str
+    kind: str
+    description: str
+    cells: tuple[SearchCell, ...]
+    findings: tuple[Findings, ...]
+    observations: tuple[Observation, ...]
+    seeds: tuple[int, ...]
+    options: Sensitivity | Tuning
+    centers: Mapping[int, Point]
+    at: Mapping[str, int | str] = field(default_factory=dict)
+    pareto: Mapping[int, Sequence[ParetoPoint]] = field(default_factory=dict)
+    seconds: float | None = None
+    naive_seconds: float | None = None
+    warm: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    startup: Mapping[int, frozenset[int]] = field(default_factory=dict)
+
+    def count(self, state: str) -> int:
+        """Return the number of points in a state, over all cells; what was chosen is no point."""
+        return sum(
+            1
+            for found in self.findings
+            for point in found.points
+            if point.number is not None and point.state == state
+        )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what is traded against each other; ``map`` alone for one objective."""
+        return tuple(self.options.objectives) if isinstance(self.options, Tuning) else ("map",)
+
+    def by_cell(self) -> list[tuple[SearchCell, Findings]]:
+        """Return each cell with what it says."""
+        return list(zip(self.cells, self.findings, strict=True))
+
+
+# ---- what a session has --------------------------------------------------------------------
+
+
+def search_results(session: Session) -> SearchResults:
+    """Return what a session's study has come to so far.
+
+    Args:
+        session: of a study of kind sensitivity or tuning; ids of the trials that were stopped
+            early are its ``pruned``, where it has such.
+    """
+    from orchestrator.findings import CONFIDENCE, find
+
+    study, planner = session.study, session.planner
+    pruned = frozenset(getattr(session, "pruned", ()))
+    observations = tuple(observe(session.plan, planner.cells, session.store, pruned))
+    options: Sensitivity | Tuning = study.tuning
+    design, confidence = None, CONFIDENCE
+    if study.kind == "sensitivity":
+        options = study.sensitivity
+        design, confidence = options.design, options.confidence
+    centers = {cell.number: planner.values_of(cell) for cell in planner.cells}
+    shared = sharing(session.plan, session.store)
+    return SearchResults(
+        study=study.study,
+        kind=study.kind,
+        description=study.description,
+        cells=tuple(planner.cells),
+        findings=tuple(
+            find(
+                observations,
+                cell,
+                design=design,
+                center=centers[cell.number],
+                confidence=confidence,
+            )
+            for cell in planner.cells
+        ),
+        observations=observations,
+        seeds=tuple(study.seeds),
+        options=options,
+        centers=centers,
+        at={trial.dataset: trial.at for trial in session.plan.trials},
+        seconds=shared.seconds,
+        naive_seconds=shared.seconds + shared.saved,
+    )
+
+
+# ---- rows ----------------------------------------------------------------------------------
+
+
+def search_rows(results: SearchResults) -> list[dict[str, Any]]:
+    """Return one row a trial, in the order of the plan; what a clock says is not part of it."""
+    return [
+        {
+            "method": one.cell.method,
+            "dataset": one.cell.dataset,
+            "pair": one.cell.pair or one.values.get("pair"),
+            "bits": one.cell.bits if one.cell.bits is not None else one.values.get("bits"),
+            "seed": one.seed,
+            "number": one.number,
+            "values": dict(one.values),
+            "at": results.at.get(one.cell.dataset),
+            "map_validation": one.validation,
+            "map": one.test,
+            "state": one.state,
+            "reason": one.reason or None,
+            "trial": one.trial,
+        }
+        for one in results.observations
+    ]
+
+
+def _to_json(results: SearchResults) -> str:
+    return json.dumps(search_rows(results), indent=1, ensure_ascii=False) + "\n"
+
+
+def _to_csv(results: SearchResults) -> str:
+    """Return one line a trial, with a column for each dimension: ``search.gamma``."""
+    names = list(dict.fromkeys(name for one in results.observations for name in one.values))
+    lines = []
+    for row in search_rows(results):
+        values = row.pop("values")
+        columns = {f"search.{name}": _csv_value(values.get(name, "")) for name in names}
+        lines.append({**row, **columns})
+    first = ("method", "dataset", "pair", "bits", "seed", "number", "at", "map_validation", "map")
+    heads = [*first, "state", "reason", "trial", *(f"search.{name}" for name in names)]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def _csv_value(value: Value) -> Any:
+    if value is None or isinstance(value, bool | dict | list):
+        return json.dumps(value, sort_keys=True)
+    return value
+
+
+# ---- what is said of numbers ---------------------------------------------------------------
+
+
+def estimate_text(estimate: Estimate | None, asked: int) -> str:
+    """Return ``0.8653 ± 0.0021``, with ``(2 of 3)`` before it where seeds are missing."""
+    if estimate is None:
+        return "-"
+    part = f"({estimate.n} of {asked}) " if estimate.n < asked else ""
+    spread = f" ± {estimate.sd:.4f}" if estimate.sd is not None else ""
+    return f"{part}{estimate.mean:.4f}{spread}"
+
+
+def interval_text(estimate: Estimate, confidence: float) -> str:
+    """Return ``95 % interval 0.8600 to 0.8706``; "" where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"{confidence * 100:.4g} % interval {estimate.low:.4f} to {estimate.high:.4f}"
+
+
+def state_text(point: PointSummary) -> str:
+    """Return ``done``, ``pruned at epoch 3 (0.4512)`` or ``failed``."""
+    if point.state != "pruned" or not point.last:
+        return point.state
+    ends = [point.last[seed] for seed, state in point.states.items() if state == "pruned"]
+    if not ends:
+        return point.state
+    epoch, value = ends[0]
+    return f"pruned at epoch {epoch} ({value:.4f})"
+
+
+def range_text(dimension: Dimension) -> str:
+    """Return where a dimension is searched: ``0.1 to 1000, by its logarithm``."""
+    if isinstance(dimension, Fixed):
+        return f"always {value_text(dimension.value)}"
+    if isinstance(dimension, Categorical):
+        return "one of " + ", ".join(value_text(choice) for choice in dimension.choices)
+    text = f"{dimension.low:g} to {dimension.high:g}"
+    if dimension.type == "log_float" or getattr(dimension, "log", False):
+        text += ", by its logarithm"
+    step = getattr(dimension, "step", None)
+    if step is not None and not (dimension.type == "int" and step == 1):
+        text += f", in steps of {step:g}"
+    return text + (", whole numbers" if dimension.type == "int" else "")
+
+
+def condition_text(dimension: Dimension) -> str:
+    """Return ``only with instance contr_sg``, or "" for a dimension that always counts."""
+    parts = [
+        f"{name} {' or '.join(value_text(value) for value in values)}"
+        for name, values in dimension.when.items()
+    ]
+    return f"only with {' and '.join(parts)}" if parts else ""
+
+
+def how_text(results: SearchResults) -> str:
+    """Return how points were chosen: ``one at a time``, ``tpe, pruner median, 50 points``."""
+    options = results.options
+    if isinstance(options, Sensitivity):
+        text = options.design.replace("_", " ")
+        if options.design in ("sobol", "latin_hypercube"):
+            return f"{text}, {plural(options.samples, 'sample')}, seed {options.seed}"
+        return text
+    stops = "no pruner" if options.pruner == "none" else f"pruner {options.pruner}"
+    return (
+        f"sampler {options.sampler}, {stops}, {plural(options.trials, 'point')}, "
+        f"seed {options.seed}"
+    )
+
+
+def counts_text(results: SearchResults) -> str:
+    """Return ``38 points done, 11 pruned, 1 failed``."""
+    parts = [f"{plural(results.count('done'), 'point')} done"]
+    for state in ("pruned", "failed", "missing"):
+        if results.count(state):
+            parts.append(f"{results.count(state)} {state}")
+    return ", ".join(parts)
+
+
+def time_text(results: SearchResults) -> str:
+    """Return what the work took, and would have taken without shared stages; "" if not known."""
+    if results.seconds is None:
+        return ""
+    text = f"{duration(results.seconds)} of training and evaluation"
+    if results.naive_seconds is not None and results.naive_seconds > results.seconds:
+        text += (
+            f"; the same trials as scripts of their own, which share no stage: "
+            f"{duration(results.naive_seconds)}"
+        )
+    return text
+
+
+def title(results: SearchResults, cell: SearchCell) -> str:
+    """Return what a cell's numbers are."""
+    at = f"@{results.at[cell.dataset]}" if cell.dataset in results.at else ""
+    seeds = f", mean ± sd of {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
+    return f"{cell.name} · validation mAP{at}{seeds}"
+
+
+def ranked(found: Findings) -> list[PointSummary]:
+    """Return a search's points, the highest validation first, those without one last by number.
+
+    A point with fewer seeds than were asked for comes after those that have all: its mean is one
+    over other seeds.
+    """
+    points = [point for point in found.points if point.number is not None]
+
+    def place(point: PointSummary) -> tuple[int, float, int]:
+        number = point.number or 0
+        if point.validation is None:
+            return (2, 0.0, number)
+        return (int(point.done < len(point.seeds)), -point.validation.mean, number)
+
+    return sorted(points, key=place)
+
+
+def is_recommended(found: Findings, point: PointSummary) -> bool:
+    """Whether a point is the setting to use."""
+    return found.recommendation is not None and found.recommendation.number == point.number
+
+
+# ---- sentences -----------------------------------------------------------------------------
+
+
+def recommendation_text(found: Findings, cell: SearchCell) -> list[str]:
+    """Return what is to be said of a cell, a sentence each; nothing without a complete point."""
+    best = found.recommendation
+    if best is None:
+        return ["No point is complete yet, so nothing is recommended."]
+    lines = [_chosen(best, found.confidence), *_optimism(best), _on_test(best, found.confidence)]
+    lines += _rivals(best)
+    lines += _against_default(best, found.confidence)
+    for name in best.at_edge:
+        lines.append(
+            f"{name} {value_text(best.values[name])} is at the edge of its range "
+            f"({range_text(cell.space.dimensions[name])}): better ones may lie beyond it."
+        )
+    if best.left_out:
+        count = plural(len(best.left_out), "point")
+        lines.append(f"{count} stopped early, failed or not complete: not among the candidates.")
+    return lines
+
+
+def _chosen(best: Recommendation, confidence: float) -> str:
+    seeds = len(best.seeds)
+    interval = interval_text(best.validation, confidence)
+    about = f"{interval}, {plural(seeds, 'seed')}" if interval else plural(seeds, "seed")
+    return (
+        f"Recommended: {values_text(best.values)}, with validation mAP "
+        f"{best.validation.mean:.4f} ({about}), the highest of "
+        f"{plural(best.candidates, 'candidate')}."
+    )
+
+
+def _optimism(best: Recommendation) -> list[str]:
+    if best.candidates == 1:
+        return []
+    held = ""
+    if best.held_out is not None:
+        held = f" Chosen by the other seeds each time, it is {best.held_out:.4f}."
+    return [f"That is optimistic: chance is part of what made it the highest.{held}"]
+
+
+def _on_test(best: Recommendation, confidence: float) -> str:
+    if best.test is None:
+        return "It is not scored on the test queries yet."
+    interval = interval_text(best.test, confidence)
+    about = f" ({interval})" if interval else ""
+    return (
+        f"On the test queries, which did not choose it: mAP "
+        f"{estimate_text(best.test, len(best.seeds))}{about}."
+    )
+
+
+def _rivals(best: Recommendation) -> list[str]:
+    seeds = plural(len(best.seeds), "seed")
+    if best.equals is None:
+        if best.candidates == 1:
+            return []
+        return [f"{seeds} cannot say which differences between settings are more than chance."]
+    others = [one for one in best.equals if one.number != best.number]
+    lines = []
+    if not others:
+        if best.candidates > 1:
+            lines.append(f"Every other candidate can be told from it at {seeds}.")
+    elif len(others) <= _MANY:
+        listed = "; ".join(values_text(one.values) for one in others)
+        lines.append(f"Cannot be told from it at {seeds}: {listed}.")
+    else:
+        lines.append(f"{len(others)} other candidates cannot be told from it at {seeds}.")
+    if best.probability is not None and best.candidates > 1:
+        lines.append(f"It is the best in {best.probability:.0%} of resamples of the seeds.")
+    safe = best.conservative
+    if safe.number != best.number:
+        lines.append(
+            f"Nearest to the study's own setting within one standard error of it: "
+            f"{values_text(safe.values)} ({safe.validation.mean:.4f})."
+        )
+    return lines
+
+
+def _against_default(best: Recommendation, confidence: float) -> list[str]:
+    own = best.default
+    if own is None:
+        return []
+    if own.number == best.number:
+        return ["It is the study's own setting."]
+    parts = []
+    for what, gain in (("validation", own.gain), ("test", own.test_gain)):
+        if gain is not None:
+            parts.append(f"{difference_text(gain, confidence)} on {what}")
+    if not parts:
+        return []
+    return [f"Against the study's own setting ({values_text(own.values)}): {', '.join(parts)}."]
+
+
+def difference_text(difference: Difference, confidence: float) -> str:
+    """Return ``+0.0120 (95 % interval +0.0040 to +0.0200)``."""
+    text = f"{difference.mean:+.4f}"
+    if difference.low is None or difference.high is None:
+        return text
+    interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    return f"{text} ({confidence * 100:.4g} % interval {interval})"
+
+
+def curve_text(curve: Curve, seeds: int) -> str:
+    """Return what a curve says: ``gamma: best at 10; 1 ... 1000 cannot be told from it``."""
+    held = f" (with {values_text(curve.held)})" if curve.held else ""
+    if curve.best is None:
+        return f"{curve.name}{held}: nothing is measured yet."
+    text = f"{curve.name}{held}: best at {value_text(curve.best)}"
+    if curve.interior is False:
+        text += ", an end of what was measured"
+    if curve.flat is None:
+        return f"{text}; one seed cannot say which differences are more than chance."
+    others = [value for value in curve.flat if value != curve.best]
+    at = f"at {plural(seeds, 'seed')}"
+    if not others:
+        return f"{text}; every other value can be told from it {at}."
+    if curve.matters is False:
+        return f"{text}; no value can be told from it {at}."
+    return f"{text}; within {_run(curve)} no value can be told from it {at}."
+
+
+def _run(curve: Curve) -> str:
+    """Return the flat values: as a range where they are neighbours of each other."""
+    flat = [value_text(value) for value in curve.flat or ()]
+    measured = [point for point in curve.points if point.validation is not None]
+    places = [i for i, point in enumerate(measured) if value_text(point.value) in flat]
+    neighbours = places == list(range(places[0], places[-1] + 1)) if places else False
+    if neighbours and len(flat) > 2 and curve.interior is not None:
+        first, last = measured[places[0]].value, measured[places[-1]].value
+        return f"{value_text(first)} ... {value_text(last)}"
+    return ", ".join(flat)
+
+
+OBJECTIVES = {
+    "map": "validation mAP",
+    "bits": "code length (bits)",
+    "gallery_bytes": "gallery (bytes)",
+    "query_flops": "query network (FLOPs an image)",
+    "query_parameters": "query network (parameters)",
+    "query_latency": "query network (ms an image)",
+}
+"""Objective -> what its axis is called."""
+
+_MODELS = {
+    "curve": "variance of each one-at-a-time curve, which knows no interactions",
+    "anova": "exact decomposition of the factorial design",
+    "gp": "Sobol indices of a Gaussian process fitted to the points",
+    "forest": "Sobol indices of a random forest fitted to the points",
+}
+
+
+def importances_text(importances: Importances) -> list[str]:
+    """Return the importances, a line each, the first saying how they were computed."""
+    about = [f"{_MODELS[importances.method]}, {plural(importances.points, 'point')}"]
+    if importances.left_out:
+        about.append(f"{importances.left_out} left out (stopped early, failed or not complete)")
+    if importances.explained is not None:
+        about.append(
+            f"the model foretells {importances.explained:.0%} of the variance at points it was "
+            "not shown"
+        )
+    if importances.noise is not None:
+        about.append(f"seeds make up {importances.noise:.0%} of the variance")
+    lines = [f"Importance by {'; '.join(about)}."]
+    for effect in importances.effects:
+        if effect.first is None or effect.total is None:
+            lines.append(f"{effect.name}: sd {effect.variance**0.5:.4f} of the curve")
+            continue
+        shares = []
+        for what, share in (("alone", effect.first), ("with interactions", effect.total)):
+            spread = ""
+            if share.low is not None and share.high is not None:
+                spread = f" ({share.low:.2f} to {share.high:.2f})"
+            shares.append(f"{what} {share.value:.2f}{spread}")
+        lines.append(f"{effect.name}: {', '.join(shares)}")
+    return lines
+
+
+def importances_title(importances: Importances) -> str:
+    """Return how importances were computed, in a few words."""
+    short = {
+        "curve": "one at a time, no interactions",
+        "anova": "exact, factorial design",
+        "gp": "Gaussian process",
+        "forest": "random forest",
+    }[importances.method]
+    parts = [short, plural(importances.points, "point")]
+    if importances.explained is not None:
+        parts.append(f"foretells {importances.explained:.0%} unseen")
+    return ", ".join(parts)
+
+
+def effect_bars(importances: Importances) -> dict[str, list[Share]]:
+    """Return what importances are drawn as: name -> a bar for each effect."""
+    from orchestrator.findings import Share
+
+    effects = importances.effects
+    alone = [effect.first for effect in effects if effect.first is not None]
+    whole = [effect.total for effect in effects if effect.total is not None]
+    if len(alone) < len(effects) or len(whole) < len(effects):
+        return {"sd of the curve": [Share(effect.variance**0.5) for effect in effects]}
+    return {"alone (first order)": alone, "with interactions (total)": whole}
+
+
+def contour_title(contour: Contour) -> str:
+    """Return what a contour shows of the other dimensions, and between the points."""
+    text = "means" if contour.kind == "grid" else "linear between the points"
+    if not contour.others:
+        return text
+    others = ", ".join(contour.others)
+    if contour.kind == "grid":
+        return f"{text} over {others}"
+    return f"{text}; {others} vary too"
+
+
+def cell_names(cells: Sequence[SearchCell]) -> list[str]:
+    """Return short names of cells: what tells them apart; all of the name for one alone."""
+    if len(cells) == 1:
+        return [cells[0].name]
+    parts = [
+        (cell.method, cell.pair, "" if cell.bits is None else f"{cell.bits} bit", cell.dataset)
+        for cell in cells
+    ]
+    differing = [i for i in range(4) if len({part[i] for part in parts}) > 1]
+    return [" · ".join(part[i] for i in differing if part[i]) for part in parts]
+
+
+# ---- tables --------------------------------------------------------------------------------
+
+
+def point_table(
+    results: SearchResults, cell: SearchCell, found: Findings
+) -> tuple[list[str], list[tuple[list[str], bool]]]:
+    """Return the heads of a cell's table, and its lines, each with whether it is recommended."""
+    names = list(cell.space.searched)
+    objectives = [name for name in results.objectives if name != "map"]
+    heads = ["#", *names, "validation mAP", *objectives, "state"]
+    traded = {one.number: one.values for one in results.pareto.get(cell.number, ())}
+    lines = []
+    for point in ranked(found):
+        values = [
+            value_text(point.values[name]) if name in point.values else "-" for name in names
+        ]
+        known = traded.get(point.number if point.number is not None else -1)
+        others = [
+            "-" if known is None else f"{known[i]:.6g}"
+            for i, name in enumerate(results.objectives)
+            if name != "map"
+        ]
+        text = estimate_text(point.validation, len(point.seeds))
+        line = [str(point.number), *values, text, *others, state_text(point)]
+        lines.append((line, is_recommended(found, point)))
+    return heads, lines
+
+
+def chosen_table(results: SearchResults, found: Findings) -> tuple[list[str], list[list[str]]]:
+    """Return validation and test beside each other, for what was scored on the test queries."""
+    heads = ["", "setting", "validation mAP", "test mAP"]
+    best = found.recommendation
+    lines = []
+    asked = len(results.seeds)
+    for point in found.points:
+        if point.test is None:
+            continue
+        name = "also scored"
+        if best is not None and dict(point.values) == dict(best.values):
+            name = "recommended"
+        elif best is not None and best.default and point.values == best.default.values:
+            name = "the study's own"
+        both = [estimate_text(point.validation, asked), estimate_text(point.test, asked)]
+        lines.append([name, values_text(point.values), *both])
+    lines.sort(key=lambda line: ("recommended", "the study's own", "also scored").index(line[0]))
+    return heads, lines
+
+
+def failure_lines(results: SearchResults) -> list[str]:
+    """Return one line for each failed trial: its name and the reason."""
+    return [
+        f"{one.cell.name} · #{one.number if one.number is not None else 'chosen'} "
+        f"({values_text(one.values)}) · s{one.seed}: {one.reason}"
+        for one in results.observations
+        if one.state == "failed"
+    ]
+
+
+def _aligned(body: Sequence[Sequence[str]], left: frozenset[int]) -> list[str]:
+    widths = [max(len(line[column]) for line in body) for column in range(len(body[0]))]
+    return [
+        "  ".join(
+            text.ljust(width) if column in left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in body
+    ]
+
+
+def _said(results: SearchResults, cell: SearchCell, found: Findings) -> list[str]:
+    """Return all sentences about a cell."""
+    lines = recommendation_text(found, cell)
+    lines += [curve_text(curve, len(results.seeds)) for curve in found.curves]
+    if found.importances is not None:
+        first, *rest = importances_text(found.importances)
+        lines += [first, *(f"  {line}" for line in rest)]
+    return lines
+
+
+def _to_text(results: SearchResults) -> str:
+    """Return tables as plain text; the recommended point is marked with ``*``."""
+    blocks = []
+    for cell, found in results.by_cell():
+        heads, lines = point_table(results, cell, found)
+        state = len(heads) - 1
+        body = [[*heads[:-1], "", heads[-1]]]
+        body += [[*line[:-1], "*" if best else "", line[-1]] for line, best in lines]
+        table = _aligned(body, frozenset({state + 1}))
+        name = title(results, cell)
+        rule = "-" * max(len(name), *(len(line) for line in table))
+        blocks.append("\n".join([name, rule, table[0], rule, *table[1:], rule]))
+        heads, scored = chosen_table(results, found)
+        if scored:
+            table = _aligned([heads, *scored], frozenset({0, 1}))
+            rule = "-" * max(len(line) for line in table)
+            blocks.append("\n".join([table[0], rule, *table[1:], rule, WHY_BOTH]))
+        blocks.append("\n".join(_said(results, cell, found)))
+    failed = failure_lines(results)
+    if failed:
+        told = [f"  {line}" for line in failed]
+        blocks.append("\n".join([f"{plural(len(failed), 'trial')} failed:", *told]))
+    blocks.append("\n".join(_summary(results)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _summary(results: SearchResults) -> list[str]:
+    lines = [f"{how_text(results)}: {counts_text(results)}"]
+    took = time_text(results)
+    return [*lines, took] if took else lines
+
+
+def _to_markdown(results: SearchResults) -> str:
+    """Return tables as Markdown, the recommended point in bold."""
+    blocks = []
+    for cell, found in results.by_cell():
+        heads, lines = point_table(results, cell, found)
+        body = [
+            [f"**{escape_markdown(text)}**" if best else escape_markdown(text) for text in line]
+            for line, best in lines
+        ]
+        blocks.append(f"**{escape_markdown(title(results, cell))}**")
+        blocks.append(_markdown_table(heads, body))
+        heads, scored = chosen_table(results, found)
+        if scored:
+            shown = [[escape_markdown(text) for text in line] for line in scored]
+            blocks += [_markdown_table(heads, shown), WHY_BOTH]
+        said = _said(results, cell, found)
+        blocks.append("\n".join(f"- {escape_markdown(line.strip())}" for line in said))
+    failed = failure_lines(results)
+    if failed:
+        told = [f"- {escape_markdown(line)}" for line in failed]
+        blocks.append("\n".join([f"{plural(len(failed), 'trial')} failed:", "", *told]))
+    blocks.append("\n\n".join(escape_markdown(line) for line in _summary(results)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [
+        "| " + " | ".join(escape_markdown(head) for head in heads) + " |",
+        "| " + " | ".join("---" for _ in heads) + " |",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in body)])
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_|<>\[\]#~$])", r"\\\1", text)
+
+
+SEARCH_FORMATS: dict[str, Callable[[SearchResults], str]] = {
+    "text": _to_text,
+    "md": _to_markdown,
+    "csv": _to_csv,
+    "json": _to_json,
+}
+"""Format name -> function of results."""
