@@ -47,6 +47,7 @@ from methods.training import Learner, LiveTeacher, Trainer, TrainingData, binari
 from retrieval.augmentation import Augmentation, Views
 from retrieval.errors import InputError
 from retrieval.streams import torch_stream
+from search_spaces.defaults import declared_range, read_with, space_of
 
 __all__ = ["MethodContract", "Specimen"]
 
@@ -296,6 +297,29 @@ class MethodContract:
             assert isinstance(search, list)
             for value in search:
                 assert getattr(params.parse({field: value}), field) == value, field
+
+    def test_ranges_say_where_they_are_from_and_hold_the_default(self) -> None:
+        """A range that tuning searches is valid, has a source, and begins at what is published."""
+        params = self.cls.Params
+        for field, info in params.model_fields.items():
+            given = declared_range(params, field)
+            if given is None:
+                continue
+            assert given["source"].strip(), (
+                f"{field} has values worth trying, and no range_from: say in one line where they "
+                "are from, as in range_from='table 3 of the paper' or 'ours: a decade around it'"
+            )
+            for parent, values in read_with(params, field).items():
+                assert parent in params.model_fields, f"{field}: when names no hyperparameter"
+                for value in values:
+                    params.parse({parent: value})
+            space = space_of(self.method, {field: given}, pairs=())
+            default = info.get_default(call_default_factory=True)
+            assert space.dimensions[field].has(default), (
+                f"the default of {field}, {default!r}, is not in its range {given}: tuning and "
+                "sensitivity begin there"
+            )
+            assert list(space.grid()), field  # a design can take the range as it is
 
     def test_unknown_hyperparameters_are_refused_by_name(self) -> None:
         """A misspelt key is an error with the nearest name, not a silent default."""

@@ -50,6 +50,8 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.1, 1.0, 10.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="weight of the pairwise likelihood between the two image networks",
     )
     difference_weight: float = hyperparameter(
@@ -57,12 +59,16 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.1, 1.0, 10.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="weight of the difference between similarities to the label codes and those wanted",
     )
     soft_similarity: bool = hyperparameter(
         False,
         reads=("gallery", "query"),
         search=(False, True),
+        tunable=False,
+        range_from="ADSH's code has it, and there is no other",
         doc="difference: dissimilar pairs are drawn to minus the split's ratio of similar to "
         "dissimilar pairs (at most 1), as in ADSH, not to -1; for many classes",
     )
@@ -71,6 +77,8 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.01, 0.1, 1.0),
+        space={"type": "log_float", "low": 0.01, "high": 1.0, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="weight of the distance to the codes b",
     )
     nu: float = hyperparameter(
@@ -78,6 +86,8 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(1e-3, 1e-2, 0.1),
+        space={"type": "log_float", "low": 0.001, "high": 0.1, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="weight of the bits' balance",
     )
     mu: float = hyperparameter(
@@ -85,6 +95,8 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.1, 1.0, 10.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="weight of the label codes in the update of b, where each image network counts 1",
     )
     a1: float = hyperparameter(
@@ -92,6 +104,8 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.01, 0.1, 1.0),
+        space={"type": "log_float", "low": 0.01, "high": 1.0, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="label network: weight of the distance of its codes to their signs",
     )
     a2: float = hyperparameter(
@@ -99,6 +113,8 @@ class ADSQParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(1e-3, 1e-2, 0.1),
+        space={"type": "log_float", "low": 0.001, "high": 0.1, "points": 3},
+        range_from="ours: a decade around our own value",
         doc="label network: weight of its bits' balance",
     )
     label_hidden: int = hyperparameter(
@@ -112,6 +128,8 @@ class ADSQParams(Hyperparameters):
         ge=1,
         reads=("gallery", "query"),
         search=(15, 60),
+        space={"type": "int", "low": 15, "high": 60, "log": True, "points": 3},
+        range_from="ours: our own value, to four times that",
         doc="label network: passes over the different label rows of the training split",
     )
     label_lr: float = hyperparameter(
@@ -120,6 +138,8 @@ class ADSQParams(Hyperparameters):
         le=1,
         reads=("gallery", "query"),
         search=(1e-4, 3e-4, 1e-3),
+        space={"type": "log_float", "low": 1e-4, "high": 1e-3, "points": 3},
+        range_from="ours: around our own value; 1e-3 saturates short codes",
         doc="label network: learning rate of Adam, per step; at 1e-3 a layer of 4096 units "
         "saturates short codes within its first steps",
     )

@@ -39,6 +39,8 @@ class AMLContrParams(DistilledParams):
         "all_pairs",
         reads=("query",),
         search=("all_pairs", "tuples"),
+        tunable=False,
+        range_from="all pairs: CSCH, Table 4; tuples: the authors' code",
         doc="all pairs of the batch (CSCH, Table 4), or each image with one positive and hard "
         "negatives among the gallery's embeddings of the training split (AML)",
     )
@@ -48,23 +50,36 @@ class AMLContrParams(DistilledParams):
         le=2,
         reads=("query",),
         search=(0.5, 0.7, 1.0, 1.5),
+        space={"type": "float", "low": 0.5, "high": 1.5, "step": 0.2},
+        range_from="ours: around the 0.7 of the authors' code",
         doc="distance of unit vectors beyond which dissimilar images cost nothing",
     )
     reduce: Literal["all_pairs", "per_type"] = hyperparameter(
         "all_pairs",
         reads=("query",),
         search=("all_pairs", "per_type"),
+        tunable=False,
+        range_from="ours: the paper does not say which",
+        when={"form": ("all_pairs",)},
         doc="with form all_pairs: mean over all of them, or the sum of the means over similar and "
         "over dissimilar ones, of which there are many more",
     )
     weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of all terms"
+        1.0,
+        gt=0,
+        reads=("query",),
+        search=(0.1, 1.0, 10.0),
+        range_from="ours: a decade around 1",
+        doc="weight of all terms",
     )
     reg_weight: float = hyperparameter(
         1.0,
         ge=0,
         reads=("query",),
         search=(0.0, 0.1, 1.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around 1, the authors' Contr+; their Contr has 0",
+        when={"form": ("tuples",)},
         doc="with form tuples: weight of the image's own gallery output as one more positive, 1 "
         "in the authors' Contr+ and 0 without it; all pairs have it among them",
     )
@@ -73,6 +88,8 @@ class AMLContrParams(DistilledParams):
         ge=1,
         reads=("query",),
         search=(5, 10),
+        range_from="ours: the authors' 5, and twice that",
+        when={"form": ("tuples",)},
         doc="with form tuples: negatives of an image, of different classes where it has only one",
     )
     pool: int = hyperparameter(
@@ -80,6 +97,8 @@ class AMLContrParams(DistilledParams):
         ge=1,
         reads=("query",),
         search=(2000, 20000),
+        range_from="ours: the authors' 20 000, and a tenth of that",
+        when={"form": ("tuples",)},
         doc="with form tuples: images drawn each epoch that its negatives are among; at most all",
     )
 

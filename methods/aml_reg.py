@@ -21,11 +21,18 @@ class AMLRegParams(DistilledParams):
         "unit",
         reads=("query",),
         search=("unit", "squared", "norm"),
+        tunable=False,
+        range_from="unit: AML; squared: CSCH, Table 4; norm: a public re-implementation",
         doc="squared distance of the L2-normalised outputs (AML), or of the outputs themselves, "
         "mean over the bits (CSCH, Table 4), or the L2-normalised ones' distance, not squared",
     )
     weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the loss"
+        1.0,
+        gt=0,
+        reads=("query",),
+        search=(0.1, 1.0, 10.0),
+        range_from="ours: a decade around 1",
+        doc="weight of the loss",
     )
 
 

@@ -102,6 +102,10 @@ def hyperparameter(
     reads: tuple[StageKind, ...],
     doc: str,
     search: tuple[Any, ...] = (),
+    space: Mapping[str, Any] | None = None,
+    range_from: str = "",
+    tunable: bool = True,
+    when: Mapping[str, tuple[Any, ...]] | None = None,
     **limits: Any,
 ) -> Any:
     """Declare one hyperparameter of a method.
@@ -111,9 +115,29 @@ def hyperparameter(
         reads: the stages whose result depends on it; only these are trained anew when it changes.
         doc: meaning and unit, one line.
         search: values worth trying, from the paper where it has them.
+        space: the range worth searching, as a study's ``search`` would give it: ``{"type":
+            "log_float", "low": 0.1, "high": 1000, "points": 5}``. Without it the range is that of
+            ``search``, see ``search_spaces.defaults``. The default lies in it.
+        range_from: where these values are from, one line: "CSCH, Fig. 7"; with values it is
+            needed.
+        tunable: whether it belongs to the space that a method is tuned in by default. False for
+            what makes another method of it, such as the choice of a loss that an ablation turns.
+        when: other hyperparameter -> values of it with which this one is read at all.
         **limits: ``ge``, ``gt``, ``le``, ``lt`` as in pydantic.
+
+    Raises:
+        TypeError: ``space`` says itself when it counts, or where it is from.
     """
-    extra: dict[str, Any] = {"reads": list(reads), "search": list(search)}
+    if {"when", "source"} & set(space or ()):
+        raise TypeError("when and range_from stand beside space, not in it")
+    extra: dict[str, Any] = {
+        "reads": list(reads),
+        "search": list(search),
+        "space": None if space is None else dict(space),
+        "range_from": range_from,
+        "tunable": tunable,
+        "when": {name: list(values) for name, values in (when or {}).items()},
+    }
     return Field(default=default, description=doc, json_schema_extra=extra, **limits)
 
 

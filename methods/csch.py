@@ -42,6 +42,9 @@ class CSCHParams(Hyperparameters):
         ge=0,
         reads=("query",),
         search=(0.0, 0.1, 1.0, 10.0, 100.0, 1000.0),
+        space={"type": "log_float", "low": 0.1, "high": 1000.0, "points": 5},
+        range_from="CSCH, Fig. 7, but for its 0, which is no instance term",
+        when={"instance": ("binary_sg", "cont_sg", "contr_sg", "released_code", "contr_grad")},
         doc="weight of the instance term, for its mean over bits; the paper has 10 on ImageNet",
     )
     margin: float = hyperparameter(
@@ -50,6 +53,9 @@ class CSCHParams(Hyperparameters):
         le=2,
         reads=("gallery", "query"),
         search=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+        space={"type": "float", "low": 0.0, "high": 0.5, "points": 6},
+        range_from="CSCH, Fig. 7",
+        when={"center_loss": ("csch", "label_smoothing")},
         doc="margin m on the true center's cosine; the paper has 0.3 on CIFAR-10",
     )
     tau: float = hyperparameter(
@@ -57,12 +63,17 @@ class CSCHParams(Hyperparameters):
         gt=0,
         reads=("gallery", "query"),
         search=(0.0625, 0.125, 0.25, 0.5, 1.0),
+        space={"type": "log_float", "low": 0.0625, "high": 1.0, "points": 5},
+        range_from="CSCH, Fig. 7",
+        when={"center_loss": ("csch", "label_smoothing")},
         doc="temperature of the cosines",
     )
     instance: Instance = hyperparameter(
         "binary_sg",
         reads=("query",),
         search=("binary_sg", "cont_sg", "contr_sg", "released_code", "contr_grad", "none"),
+        tunable=False,
+        range_from="CSCH, Tables 4 and 5",
         doc="instance term: to the gallery's binary code (Eq. 11), its continuous code, or "
         "contrastive; released_code and contr_grad also send gradients to the gallery (Table 4)",
     )
@@ -72,30 +83,41 @@ class CSCHParams(Hyperparameters):
         le=2,
         reads=("query",),
         search=(0.5, 0.7, 1.0, 1.5),
+        space={"type": "float", "low": 0.5, "high": 1.5, "step": 0.2},
+        range_from="ours: around the 0.7 of AML's code; the paper is silent",
+        when={"instance": ("contr_sg", "contr_grad")},
         doc="distance of unit vectors beyond which dissimilar pairs rest, in contr_sg, contr_grad",
     )
     query_center: bool = hyperparameter(
         True,
         reads=("query",),
         search=(True, False),
+        tunable=False,
+        range_from="CSCH, Table 5",
         doc="whether the query network has the center term L_q too (Table 5)",
     )
     center_loss: Literal["csch", "label_smoothing", "bce"] = hyperparameter(
         "csch",
         reads=("gallery", "query"),
         search=("csch", "label_smoothing", "bce"),
+        tunable=False,
+        range_from="CSCH, Table 7",
         doc="center term: the paper's, or one of the alternatives of Table 7",
     )
     centers: CentersKind = hyperparameter(
         "greedy",
         reads=("centers",),
         search=("greedy", "bernoulli", "hadamard_ext"),
+        tunable=False,
+        range_from="ours: other generators of centers that are here",
         doc="generator of the hash centers",
     )
     assign: Assignment = hyperparameter(
         "A_q",
         reads=("centers",),
         search=("A_r", "A_q", "A_g", "A_b"),
+        tunable=False,
+        range_from="CSCH, Table 6",
         doc="how centers are given to classes: at random, or by the query network, the gallery "
         "network, or both",
     )
@@ -103,12 +125,16 @@ class CSCHParams(Hyperparameters):
         "inner",
         reads=("centers",),
         search=("inner", "norm"),
+        tunable=False,
+        range_from="the authors' code, and CSCH, Eq. 3",
         doc="cost of a center for a class: -t.c (released code) or ||t - c|| (Eq. 3)",
     )
     normalize_first: bool = hyperparameter(
         True,
         reads=("centers",),
         search=(True, False),
+        tunable=False,
+        range_from="the authors' code does; the paper does not say",
         doc="whether outputs are L2-normalised before the class mean",
     )
 

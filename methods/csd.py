@@ -32,6 +32,8 @@ class CSDParams(DistilledParams):
         "batch",
         reads=("query",),
         search=("batch", "offline"),
+        tunable=False,
+        range_from="batch: AIR-Distiller; offline: the paper's abstract",
         doc="an image's neighbours: the batch's images (public code), or those of the whole "
         "training split by the gallery's embeddings without augmentation (the paper)",
     )
@@ -39,6 +41,8 @@ class CSDParams(DistilledParams):
         "continuous",
         reads=("query",),
         search=("continuous", "binary"),
+        tunable=False,
+        range_from="ours: hash codes have signs",
         doc="what the gallery's similarities are of: its outputs, or their signs",
     )
     k: int = hyperparameter(
@@ -46,6 +50,8 @@ class CSDParams(DistilledParams):
         ge=1,
         reads=("query",),
         search=(16, 32, 64, 96),
+        space={"type": "int", "low": 16, "high": 96, "step": 16},
+        range_from="ours: up to AIR-Distiller's 96, which a batch of 64 makes 64",
         doc="neighbours of an image, itself included; in the batch at most its size; offline 64 "
         "to 4096, since neighbours of one class alone do not tell the classes apart",
     )
@@ -54,6 +60,8 @@ class CSDParams(DistilledParams):
         gt=0,
         reads=("query",),
         search=(0.01, 0.1, 1.0),
+        space={"type": "log_float", "low": 0.01, "high": 1.0, "points": 3},
+        range_from="ours: two decades below AIR-Distiller's 1, towards t_g",
         doc="temperature of the query's cosines, dimensionless",
     )
     t_g: float = hyperparameter(
@@ -61,6 +69,8 @@ class CSDParams(DistilledParams):
         gt=0,
         reads=("query",),
         search=(0.005, 0.01, 0.05, 0.1),
+        space={"type": "log_float", "low": 0.005, "high": 0.1, "points": 4},
+        range_from="ours: around AIR-Distiller's 0.01",
         doc="temperature of the gallery's cosines, dimensionless",
     )
     weight: float = hyperparameter(
@@ -68,6 +78,7 @@ class CSDParams(DistilledParams):
         gt=0,
         reads=("query",),
         search=(0.1, 1.0, 10.0),
+        range_from="ours: a decade around 1, AIR-Distiller's default",
         doc="weight of the loss; 20 in the public configurations, beside label losses",
     )
 

@@ -29,28 +29,43 @@ class CSQParams(TwoStageParams):
         ge=0,
         reads=("gallery",),
         search=(0.0, 1e-4, 1e-3, 1e-2, 5e-2),
+        space={"type": "log_float", "low": 1e-5, "high": 0.1, "points": 5},
+        range_from="ours: a decade beyond the 1e-4, 1e-3 and 0.05 of public codes",
         doc="weight lambda of the quantisation term",
     )
     head: Literal["fc_tanh", "mlp3_tanh"] = hyperparameter(
         "fc_tanh",
         reads=("gallery", "query"),
         search=("fc_tanh", "mlp3_tanh"),
+        tunable=False,
+        range_from="DeepHash-pytorch, and the authors' code",
         doc="hash head: one linear layer, or the three of the official code",
     )
     centers: CentersKind = hyperparameter(
         "hadamard_ext",
         reads=("centers",),
         search=("hadamard_ext", "bernoulli", "greedy"),
+        tunable=False,
+        range_from="ours: other generators of centers that are here",
         doc="generator of the hash centers",
     )
     row_choice: Literal["first", "random"] = hyperparameter(
         "first",
         reads=("centers",),
         search=("first", "random"),
+        tunable=False,
+        range_from="ours: first as in the authors' code",
+        when={"centers": ("hadamard", "hadamard_ext")},
         doc="which rows of the Hadamard matrix; the first ones repeat bits at few classes",
     )
     flip_rows: bool = hyperparameter(
-        False, reads=("centers",), search=(False, True), doc="give each Hadamard row a random sign"
+        False,
+        reads=("centers",),
+        search=(False, True),
+        tunable=False,
+        range_from="ours: the authors' code does not",
+        when={"centers": ("hadamard", "hadamard_ext")},
+        doc="give each Hadamard row a random sign",
     )
 
 

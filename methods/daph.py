@@ -41,6 +41,8 @@ class DAPHParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.1, 1.0, 10.0, 100.0),
+        space={"type": "log_float", "low": 0.1, "high": 100.0, "points": 4},
+        range_from="ours: decades around the public code's 10",
         doc="weight of the distance to the codes B and H, and of U and Z in their update; at 0 "
         "these codes stay at random and no loss reads them",
     )
@@ -49,6 +51,8 @@ class DAPHParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(0.1, 1.0, 10.0, 100.0),
+        space={"type": "log_float", "low": 0.1, "high": 100.0, "points": 4},
+        range_from="ours: decades around the public code's 10",
         doc="weight of the agreement of B and H in their update; not below alpha, as in the "
         "public code, B and H remain the random signs that H begins with, because |tanh| < 1",
     )
@@ -57,6 +61,8 @@ class DAPHParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(1e-4, 1e-3, 1e-2, 0.1),
+        space={"type": "log_float", "low": 1e-4, "high": 0.1, "points": 4},
+        range_from="ours: decades around the public code's 0.01",
         doc="weight of the bits' independence",
     )
     beta: float = hyperparameter(
@@ -64,12 +70,16 @@ class DAPHParams(Hyperparameters):
         ge=0,
         reads=("gallery", "query"),
         search=(1e-4, 1e-3, 1e-2, 0.1),
+        space={"type": "log_float", "low": 1e-4, "high": 0.1, "points": 4},
+        range_from="ours: decades around the public code's 0.01",
         doc="weight of the bits' balance",
     )
     balance: Literal["sum", "mean"] = hyperparameter(
         "sum",
         reads=("gallery", "query"),
         search=("sum", "mean"),
+        tunable=False,
+        range_from="sum: the public code; mean: ours",
         doc="balance of each bit's sum over the batch (the public code; it grows with the square "
         "of the batch) or of its mean, whose beta is batch_size squared times larger",
     )
@@ -78,18 +88,24 @@ class DAPHParams(Hyperparameters):
         ge=0,
         reads=("centers", "gallery", "query"),
         search=(0.0, 0.1, 1.0, 10.0),
+        tunable=False,
+        range_from="DAPH + T, CSCH, Fig. 6; its weights are ours",
         doc="DAPH + T: weight of CSCH's center term, 0 without centers; not published, 1 is ours",
     )
     assign: Literal["A_r", "A_q"] = hyperparameter(
         "A_q",
         reads=("centers",),
         search=("A_r", "A_q"),
+        tunable=False,
+        range_from="CSCH, Fig. 6: T_r and T_q",
         doc="DAPH + T: centers given to classes at random (T_r) or by the query network (T_q)",
     )
     centers: CentersKind = hyperparameter(
         "greedy",
         reads=("centers",),
         search=("greedy", "bernoulli", "hadamard_ext"),
+        tunable=False,
+        range_from="ours: other generators of centers that are here",
         doc="DAPH + T: generator of the hash centers",
     )
     margin: float = hyperparameter(
@@ -98,6 +114,8 @@ class DAPHParams(Hyperparameters):
         le=2,
         reads=("gallery", "query"),
         search=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+        tunable=False,
+        range_from="of DAPH + T; CSCH, Fig. 7",
         doc="DAPH + T: margin on the true center's cosine; CSCH has 0.3 on CIFAR-10",
     )
     tau: float = hyperparameter(
@@ -105,6 +123,8 @@ class DAPHParams(Hyperparameters):
         gt=0,
         reads=("gallery", "query"),
         search=(0.0625, 0.125, 0.25, 0.5, 1.0),
+        tunable=False,
+        range_from="of DAPH + T; CSCH, Fig. 7",
         doc="DAPH + T: temperature of the cosines, as in CSCH",
     )
 

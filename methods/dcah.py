@@ -25,6 +25,8 @@ class DCAHParams(DistilledParams):
         "published",
         reads=("query",),
         search=("published", "cross_correlation", "similarity_correlation"),
+        tunable=False,
+        range_from="ours: reconstructions beside the published losses",
         doc="published: cosines, as in the authors' code; the others are reconstructions of ours "
         "by Pearson correlation, of code bits in place of CAQ, or of similarity rows in place of "
         "both terms",
@@ -34,6 +36,8 @@ class DCAHParams(DistilledParams):
         ge=0,
         reads=("query",),
         search=(0.0, 0.1, 1.0, 10.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around 1, the published weight",
         doc="weight of the distillation; 0 leaves the quantisation alone",
     )
     quant_weight: float = hyperparameter(
@@ -41,6 +45,8 @@ class DCAHParams(DistilledParams):
         ge=0,
         reads=("query",),
         search=(0.0, 0.1, 1.0, 10.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around 1, the published weight",
         doc="weight of the quantisation; 0 leaves the distillation alone",
     )
     k: int = hyperparameter(
@@ -48,6 +54,9 @@ class DCAHParams(DistilledParams):
         ge=1,
         reads=("query",),
         search=(16, 32, 64, 96),
+        space={"type": "int", "low": 16, "high": 96, "step": 16},
+        range_from="ours: up to AIR-Distiller's 96, which a batch of 64 makes 64",
+        when={"variant": ("published", "cross_correlation")},
         doc="neighbours of an image in the batch, itself included, at most the batch's size; not "
         "in similarity_correlation",
     )
@@ -56,6 +65,9 @@ class DCAHParams(DistilledParams):
         gt=0,
         reads=("query",),
         search=(0.05, 0.1, 0.5, 1.0),
+        space={"type": "log_float", "low": 0.05, "high": 1.0, "points": 4},
+        range_from="ours: a decade below AIR-Distiller's 1, towards t_g",
+        when={"variant": ("published", "cross_correlation")},
         doc="distillation: temperature of the query's cosines; not in similarity_correlation",
     )
     t_g: float = hyperparameter(
@@ -63,20 +75,27 @@ class DCAHParams(DistilledParams):
         gt=0,
         reads=("query",),
         search=(0.005, 0.01, 0.05, 0.1),
+        space={"type": "log_float", "low": 0.005, "high": 0.1, "points": 4},
+        range_from="ours: around AIR-Distiller's 0.01",
+        when={"variant": ("published", "cross_correlation")},
         doc="distillation: temperature of the gallery's cosines; not in similarity_correlation",
     )
     t0: float | None = hyperparameter(
         None,
         gt=0,
         reads=("query",),
-        search=(0.1, 0.5, 1.0),
+        search=(None, 0.1, 1.0),
+        range_from="null: the authors' code, 0.5 at every length; ours beside it",
+        when={"variant": ("published",)},
         doc="CAQ: temperature of the binary similarities; null takes that of the code length, 0.5",
     )
     t1: float | None = hyperparameter(
         None,
         gt=0,
         reads=("query",),
-        search=(0.005, 0.05, 0.1),
+        search=(None, 0.005, 0.05, 0.1),
+        range_from="the authors' code has these by length, and null the one of the length",
+        when={"variant": ("published",)},
         doc="CAQ: temperature of the continuous similarities; null takes that of the code length, "
         "0.1 to 16 bits, 0.05 to 48, 0.005 beyond",
     )
@@ -85,6 +104,9 @@ class DCAHParams(DistilledParams):
         ge=0,
         reads=("query",),
         search=(0.0, 0.005, 0.1, 1.0),
+        space={"type": "log_float", "low": 5e-4, "high": 0.5, "points": 4},
+        range_from="ours: decades around the 0.005 of Barlow Twins",
+        when={"variant": ("cross_correlation",)},
         doc="cross_correlation: weight of the pairs of different bits; ours, near that of Barlow "
         "Twins",
     )

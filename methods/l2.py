@@ -14,24 +14,35 @@ class L2Params(DistilledParams):
     """Teacher, weight and form of the distance."""
 
     weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the loss"
+        1.0,
+        gt=0,
+        reads=("query",),
+        search=(0.1, 1.0, 10.0),
+        range_from="ours: a decade around 1",
+        doc="weight of the loss",
     )
     target: Literal["continuous", "binary"] = hyperparameter(
         "continuous",
         reads=("query",),
         search=("continuous", "binary"),
+        tunable=False,
+        range_from="ours: the CSCH paper does not say which",
         doc="what the query is drawn to: the gallery's outputs, or their signs",
     )
     reduce: Literal["mean", "sum_bits"] = hyperparameter(
         "mean",
         reads=("query",),
         search=("mean", "sum_bits"),
+        tunable=False,
+        range_from="ours: the CSCH paper does not say which",
         doc="mean over the bits, or their sum (bits times larger)",
     )
     normalize: bool = hyperparameter(
         False,
         reads=("query",),
         search=(False, True),
+        tunable=False,
+        range_from="ours: as AML does",
         doc="whether both outputs are L2-normalised first",
     )
 

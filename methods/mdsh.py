@@ -32,6 +32,8 @@ class MDSHParams(TwoStageParams):
         ge=0,
         reads=("gallery",),
         search=(0.0, 0.1, 1.0),
+        space={"type": "log_float", "low": 0.1, "high": 10.0, "points": 3},
+        range_from="ours: a decade around 1, the published weight",
         doc="weight of the pairwise term; at 0 there is neither bank nor momentum encoder",
     )
     lambda_q: float = hyperparameter(
@@ -39,6 +41,8 @@ class MDSHParams(TwoStageParams):
         ge=0,
         reads=("gallery",),
         search=(1e-4, 1e-3),
+        space={"type": "log_float", "low": 1e-5, "high": 1e-3, "points": 3},
+        range_from="ours: a decade around the authors' 1e-4",
         doc="weight lambda of the quantisation term",
     )
     momentum: float = hyperparameter(
@@ -47,13 +51,16 @@ class MDSHParams(TwoStageParams):
         lt=1,
         reads=("gallery",),
         search=(0.9, 0.99),
+        range_from="ours: the authors' 0.9, and slower",
         doc="share of itself that the momentum encoder keeps at each step",
     )
     epoch_change: int = hyperparameter(
         9,
         ge=0,
         reads=("gallery",),
-        search=(1, 9),
+        search=(1, 5, 9),
+        space={"type": "int", "low": 1, "high": 9, "points": 3},
+        range_from="ours: up to the authors' 9, of hundreds of epochs",
         doc="0-based epoch from which the pairwise term counts; the published runs have hundreds "
         "of epochs, and a training of no more than this many never sees the term",
     )
@@ -61,6 +68,8 @@ class MDSHParams(TwoStageParams):
         "mds",
         reads=("centers",),
         search=("mds", "hadamard_ext", "greedy", "bernoulli"),
+        tunable=False,
+        range_from="ours: other generators of centers that are here",
         doc="generator of the hash centers",
     )
 

@@ -24,7 +24,12 @@ class OrthoHashParams(TwoStageParams):
     """Scale, margin and centers of the gallery's loss; target and weight of the distillation."""
 
     scale: float = hyperparameter(
-        8.0, gt=0, reads=("gallery",), search=(4.0, 8.0, 16.0, 32.0), doc="factor s on the cosines"
+        8.0,
+        gt=0,
+        reads=("gallery",),
+        search=(4.0, 8.0, 16.0, 32.0),
+        range_from="ours: doublings around the authors' 8",
+        doc="factor s on the cosines",
     )
     margin: float = hyperparameter(
         0.2,
@@ -32,15 +37,23 @@ class OrthoHashParams(TwoStageParams):
         le=2,
         reads=("gallery",),
         search=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+        range_from="ours: around the authors' 0.2 and 0.3, as in CSCH, Fig. 7",
         doc="margin m on the true center, of the cosine (cos) or in radians (arc); 0.3 for CIFAR",
     )
     kind: Literal["cos", "arc"] = hyperparameter(
-        "cos", reads=("gallery",), search=("cos", "arc"), doc="where the margin applies"
+        "cos",
+        reads=("gallery",),
+        search=("cos", "arc"),
+        tunable=False,
+        range_from="the authors' code has both",
+        doc="where the margin applies",
     )
     centers: CentersKind = hyperparameter(
         "bernoulli",
         reads=("centers",),
         search=("bernoulli", "greedy"),
+        tunable=False,
+        range_from="the authors' code has both",
         doc="generator of the hash centers",
     )
     quant_weight: float = hyperparameter(
@@ -48,12 +61,16 @@ class OrthoHashParams(TwoStageParams):
         ge=0,
         reads=("gallery",),
         search=(0.0, 0.1, 1.0),
+        tunable=False,
+        range_from="ours: the authors' code has the term, at 0",
         doc="weight of the quantisation term",
     )
     quant: Literal["cos", "l1", "l2"] = hyperparameter(
         "cos",
         reads=("gallery",),
         search=("cos", "l1", "l2"),
+        tunable=False,
+        range_from="the authors' code has these",
         doc="distance from h to sgn(h) in the quantisation term",
     )
 

@@ -21,6 +21,8 @@ class RKDParams(DistilledParams):
         ge=0,
         reads=("query",),
         search=(0.0, 1.0, 25.0),
+        space={"type": "log_float", "low": 0.1, "high": 100.0, "points": 4},
+        range_from="ours: a decade below the authors' 1, beyond AIR-Distiller's 25",
         doc="weight of the distance-wise loss; 1 in the authors' code, 25 in AIR-Distiller",
     )
     w_angle: float = hyperparameter(
@@ -28,6 +30,8 @@ class RKDParams(DistilledParams):
         ge=0,
         reads=("query",),
         search=(0.0, 2.0, 50.0),
+        space={"type": "log_float", "low": 0.2, "high": 200.0, "points": 4},
+        range_from="ours: a decade below the authors' 2, beyond AIR-Distiller's 50",
         doc="weight of the angle-wise loss; 2 in the authors' code, 50 in AIR-Distiller",
     )
     l2_weight: float = hyperparameter(
@@ -35,6 +39,8 @@ class RKDParams(DistilledParams):
         ge=0,
         reads=("query",),
         search=(0.0, 0.1, 1.0, 10.0),
+        tunable=False,
+        range_from="ours: RKD + L2, which is another method",
         doc="weight of the L2 distance to the gallery's outputs, mean over the bits; at 0 nothing "
         "ties the query's space to the gallery's",
     )

@@ -33,6 +33,7 @@ class SSPParams(DistilledParams):
         ge=1,
         reads=("query",),
         search=(None, 2, 4),
+        range_from="ours: by the length, and coarser",
         doc="parts M that an output is split into, a divisor of the code length; null is by the "
         "length, 3 or 4 bits a part: 4 of 12 and 16 bits, 8 of 24 and 32, 12 of 48",
     )
@@ -40,7 +41,8 @@ class SSPParams(DistilledParams):
         None,
         ge=2,
         reads=("query",),
-        search=(16, 64, 256),
+        search=(None, 16, 64, 256),
+        range_from="ours: up to the authors' 256, and by the number of images",
         doc="anchors of each part; null is 256, or a 39th of the training images if that is fewer",
     )
     scale: float = hyperparameter(
@@ -48,10 +50,17 @@ class SSPParams(DistilledParams):
         gt=0,
         reads=("query",),
         search=(5.0, 10.0, 20.0),
+        space={"type": "log_float", "low": 5.0, "high": 20.0, "points": 3},
+        range_from="ours: half and twice the authors' 10",
         doc="factor on the cosines to the anchors, 1 / temperature, dimensionless",
     )
     weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the loss"
+        1.0,
+        gt=0,
+        reads=("query",),
+        search=(0.1, 1.0, 10.0),
+        range_from="ours: a decade around 1",
+        doc="weight of the loss",
     )
 
 

@@ -13,12 +13,19 @@ class TwoStageParams(Hyperparameters):
     """The query's part of the hyperparameters of a method that was made for one network."""
 
     distill_weight: float = hyperparameter(
-        1.0, gt=0, reads=("query",), search=(0.1, 1.0, 10.0), doc="weight of the query's L2 loss"
+        1.0,
+        gt=0,
+        reads=("query",),
+        search=(0.1, 1.0, 10.0),
+        range_from="ours: a decade around 1; not published",
+        doc="weight of the query's L2 loss",
     )
     distill_target: Literal["continuous", "binary"] = hyperparameter(
         "continuous",
         reads=("query",),
         search=("continuous", "binary"),
+        tunable=False,
+        range_from="ours: the CSCH paper does not say which",
         doc="what the query is drawn to: the gallery's squashed outputs, or their signs",
     )
 

@@ -16,10 +16,21 @@ from methods.base import METHODS, Hyperparameters, Task
 from methods.pairs import PAIRS, backbone_gmacs
 from retrieval.datasets import DATASETS
 from retrieval.datasets.base import ProtocolOptions
+from search_spaces.defaults import declared_range, default_ranges, read_with
 from search_spaces.presets import presets
+from search_spaces.space import dimension_of, range_text
 
 _HIDDEN = {
-    "methods": {"hyperparameters", "note", "url", "settings_from", "what", "memory", "version"},
+    "methods": {
+        "default_space",
+        "hyperparameters",
+        "memory",
+        "note",
+        "settings_from",
+        "url",
+        "version",
+        "what",
+    },
     "datasets": {"options", "details", "licence", "obtain", "version"},
     "pairs": {"note"},
     "studies": {"what"},
@@ -51,13 +62,16 @@ def _methods() -> list[dict[str, Any]]:
     for name in METHODS.names():
         cls = METHODS.get(name)
         method = cls(cls.Params(), _TASK)
+        schemas = cls.Params.model_json_schema()["properties"]
         found.append(
             {
                 **method.describe(),
                 "what": inspect.getdoc(cls) or "",
                 "hyperparameters": {
-                    key: _hyperparameter(cls.Params, key) for key in cls.Params.model_fields
+                    key: _hyperparameter(cls.Params, key, schemas[key])
+                    for key in cls.Params.model_fields
                 },
+                "default_space": default_ranges(name),
                 "url": cls.source.url,
                 "settings_from": cls.source.settings_from,
                 "note": cls.source.note,
@@ -66,10 +80,11 @@ def _methods() -> list[dict[str, Any]]:
     return found
 
 
-def _hyperparameter(params: type[Hyperparameters], key: str) -> dict[str, Any]:
+def _hyperparameter(
+    params: type[Hyperparameters], key: str, schema: dict[str, Any]
+) -> dict[str, Any]:
     field = params.model_fields[key]
     extra = field.json_schema_extra
-    schema = params.model_json_schema()["properties"][key]
     arms = [schema, *schema.get("anyOf", ())]  # of `float | None` the limits are in an arm
     choices = [value for arm in arms for value in arm.get("enum", ())]
     limits = {
@@ -88,7 +103,20 @@ def _hyperparameter(params: type[Hyperparameters], key: str) -> dict[str, Any]:
         "allowed": choices or " and ".join(f"{sign} {limit}" for sign, limit in limits.items()),
         "reads": list(params.readers(key)),
         "search": extra.get("search", []) if isinstance(extra, dict) else [],
+        **_range(params, key),
         "doc": field.description,
+    }
+
+
+def _range(params: type[Hyperparameters], key: str) -> dict[str, Any]:
+    """Return the range that a hyperparameter declares, and where it is from."""
+    given = declared_range(params, key) or {}
+    extra = params.model_fields[key].json_schema_extra
+    return {
+        "range": {field: value for field, value in given.items() if field != "source"} or None,
+        "range_from": given.get("source", ""),
+        "tunable": bool(given) and isinstance(extra, dict) and extra.get("tunable") is True,
+        "read_with": read_with(params, key),
     }
 
 
@@ -184,6 +212,15 @@ once and replayed), *frozen gallery* (two stages), or *joint* (one stage). *Shar
 trials have in common with others. A *reconstructed* method was filled in by us where its paper is
 not public; the notes say what is unknown.
 
+*Default space* is what `search: default` of a sensitivity or tuning study varies, around the
+*default*, which lies in it; *from* says where the range, or the values worth trying, are from. The
+default space has a method's settings: numbers that weigh, scale or bound something. Where it says
+*not by default*, another value makes another method: a choice of loss, head or centers that an
+ablation turns, or the weight of a term that the published loss has not. A study searches that only
+where it names it. *Only with* says with which values of another hyperparameter one is read at all;
+without them it is not in the default space either. The weight of a loss's only term moves little
+under Adam, which is free of scale: it weighs the loss against the weight decay.
+
 A change of a hyperparameter trains anew only the stages that read it. Every method also takes
 `quantizer: {name: caq, mode: add}` (or `replace`, `weight`, `t0`, `t1`), the correlation-aware
 quantisation of DCAH.
@@ -277,14 +314,36 @@ def _section(m: dict[str, Any]) -> str:
             if isinstance(h["allowed"], list)
             else h["allowed"],
             ", ".join(map(_value, h["search"])),
+            _default_range(h),
+            h["range_from"],
             ", ".join(h["reads"]),
             h["doc"],
         ]
         for name, h in m["hyperparameters"].items()
         if name != "quantizer"
     ]
-    head = ["hyperparameter", "default", "allowed", "worth trying", "moves", "meaning"]
+    head = [
+        "hyperparameter",
+        "default",
+        "allowed",
+        "worth trying",
+        "default space",
+        "from",
+        "moves",
+        "meaning",
+    ]
     return "\n".join([*lines, _pipes(head, rows)]) if rows else "\n".join(lines)
+
+
+def _default_range(h: dict[str, Any]) -> str:
+    """Return a cell: the range in the default space, and when there is one."""
+    if h["range"] is None:
+        return ""
+    text = range_text(dimension_of(h["range"])) if h["tunable"] else "not by default"
+    conditions = [
+        f"{parent} {' or '.join(map(_value, values))}" for parent, values in h["read_with"].items()
+    ]
+    return f"{text}; only with {' and '.join(conditions)}" if conditions else text
 
 
 def _value(value: Any) -> str:

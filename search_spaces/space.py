@@ -646,6 +646,29 @@ class Space:
             yield from self._grow({**point, name: value}, left)
 
 
+def dimension_of(given: Any) -> Dimension:
+    """Return one dimension as a study gives it.
+
+    Raises:
+        InputError: as :meth:`Space.parse` does.
+    """
+    return Space.parse({"value": given}).dimensions["value"]
+
+
+def range_text(dimension: Dimension) -> str:
+    """Return what a dimension spans, in words: ``0.1 to 1000, by logarithm``, ``a, b``."""
+    if isinstance(dimension, Categorical | Fixed):
+        return ", ".join(
+            choice if isinstance(choice, str) else json.dumps(choice)
+            for choice in dimension.values()
+        )
+    low, high = dimension.ends()
+    step = getattr(dimension, "step", None)
+    by_step = f" by {step:g}" if step is not None and step != 1 else ""
+    logarithmic = isinstance(dimension, LogFloat) or getattr(dimension, "log", False)
+    return f"{low:g} to {high:g}{by_step}{', by logarithm' if logarithmic else ''}"
+
+
 def _dimension(name: str, given: Any) -> Dimension:
     short = ""  # the field that a value without a type stands for
     value = given

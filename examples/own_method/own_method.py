@@ -12,7 +12,13 @@ class AngleParams(DistilledParams):
     """Teacher, and the power of the loss."""
 
     power: float = hyperparameter(
-        1.0, gt=0, le=4, reads=("query",), search=(1.0, 2.0), doc="power of 1 - cosine, no unit"
+        1.0,
+        gt=0,
+        le=4,
+        reads=("query",),
+        search=(1.0, 2.0),
+        range_from="made up too",
+        doc="power of 1 - cosine, no unit",
     )
 
 
