@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.plan import Plan, Stage
 from orchestrator.store import StageStore
 
 
-def needed_stages(plan: Plan, done: set[str]) -> set[str]:
-    """Return the stages to run: those that an unfinished trial still needs."""
-    return _needed_for(plan, [trial.id for trial in plan.trials], done)
+def needed_stages(
+    plan: Plan, done: set[str], withdrawn: Collection[str] = frozenset()
+) -> set[str]:
+    """Return the stages to run: those that an unfinished trial still needs.
+
+    Args:
+        plan: the plan.
+        done: ids of the stages that are done.
+        withdrawn: ids of trials that are not wanted any more.
+    """
+    goals = [trial.id for trial in plan.trials if trial.id not in withdrawn]
+    return _needed_for(plan, goals, done)
 
 
 def _needed_for(plan: Plan, goals: list[str], done: set[str]) -> set[str]:
@@ -39,6 +48,7 @@ class Board:
         store: where finished stages are.
         priority: stage id -> seconds of the longest chain of work that begins with it.
         group: stage id -> a name; stages of one group ask for the same resources.
+        withdrawn: ids of trials that are not wanted any more: a search stopped them.
     """
 
     plan: Plan
@@ -48,11 +58,12 @@ class Board:
     done: set[str] = field(default_factory=set)
     live: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
+    withdrawn: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.done = self.store.done(self.plan.stages)
         # A finished trial needs no stage before it, even if an input was removed from the store.
-        self.needed = needed_stages(self.plan, self.done)
+        self.needed = needed_stages(self.plan, self.done, self.withdrawn)
         self.parked: set[str] = set()
         self._later: list[tuple[float, str]] = []
         self._open = {i: self._open_inputs(i) for i in self.needed}
@@ -116,6 +127,38 @@ class Board:
         """Note that the stage failed for good; whatever consumes it can never start."""
         self.live.discard(stage_id)
         self.failed.add(stage_id)
+
+    def withdraw(self, stage_id: str) -> None:
+        """Note that a search stopped the stage, in which its trial ends: it is not to run."""
+        self.live.discard(stage_id)
+        self.withdrawn.add(stage_id)
+        self._open.pop(stage_id, None)
+
+    def extend(self, trial_ids: Collection[str], priority: Mapping[str, float]) -> list[str]:
+        """Take trials that the plan has grown by among the goals; return their open stages.
+
+        Args:
+            trial_ids: of the trials; one that was withdrawn is wanted again.
+            priority: as in the constructor, of the stages that are new.
+        """
+        self.priority.update(priority)
+        self.withdrawn.difference_update(trial_ids)
+        known = self.done | self.failed | self._open.keys()
+        wanted = _needed_for(self.plan, list(trial_ids), self.done)
+        unknown = [i for i in self.plan.stages if i in wanted and i not in known]
+        self.done |= self.store.done(unknown)
+        wanted = _needed_for(self.plan, list(trial_ids), self.done)
+        fresh = [i for i in unknown if i in wanted]
+        self.needed |= wanted
+        for stage_id in fresh:
+            self._open[stage_id] = self._open_inputs(stage_id)
+        return fresh
+
+    def offer(self, stage_ids: Collection[str]) -> None:
+        """Hand out stages that :meth:`extend` returned, once it is known what they ask for."""
+        for stage_id in stage_ids:
+            if not self._open[stage_id]:
+                self._push(stage_id)
 
     def postpone(self, stage_id: str, until: float) -> None:
         """Put a live stage aside until a moment of the caller's clock."""

@@ -99,15 +99,15 @@ def address_key() -> str:
     return "ASYMBENCH_ADDRESS" if source is ParameterSource.ENVIRONMENT else "--address"
 
 
-def check_output(output: str | None) -> Path | None:
+def check_output(output: str | None, *, key: str = "--output") -> Path | None:
     """Return the file to write to, before anything is computed for it."""
     if output is None:
         return None
     path = Path(output).expanduser()
     if not path.name or path.is_dir():
-        raise InputError("must name a file", key="--output", value=output)
+        raise InputError("must name a file", key=key, value=output)
     if not path.parent.is_dir():
-        raise InputError("there is no such folder to write into", key="--output", value=output)
+        raise InputError("there is no such folder to write into", key=key, value=output)
     return path
 
 

@@ -21,3 +21,7 @@ class StageBusy(RuntimeError):
 
 class Drained(RuntimeError):
     """The run was asked to stop, and the stage has come to the end of an epoch."""
+
+
+class Pruned(RuntimeError):
+    """A search stopped the stage at the end of an epoch: it promises too little."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Stage
+    from orchestrator.plan import Stage, Trial
 
 
 class Listener:
@@ -39,6 +39,12 @@ class Listener:
 
     def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
         """The stage failed for good."""
+
+    def plan_grew(self, trials: list[Trial]) -> None:
+        """A search takes on these trials; the plan has them, and had some of them before."""
+
+    def stage_pruned(self, stage: Stage) -> None:
+        """A search stopped the stage at the end of an epoch: its trial goes no further."""
 
     def run_draining(self) -> None:
         """The run was asked to stop: stages go on to the end of their epoch, none starts."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cluster.resources import Request
 from orchestrator.listener import Listener
 from orchestrator.logs import LAST_MOMENT, are_metrics, plain
-from orchestrator.plan import Plan, Stage
+from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.processes import is_gone, this_process
 from orchestrator.store import read_json, write_json
 from orchestrator.tally import Running, Tally
@@ -115,6 +115,16 @@ class LiveBoard(Listener):
     def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
         """Count the stage as failed."""
         self.tally.fail(stage)
+        self._wake.set()
+
+    def plan_grew(self, trials: list[Trial]) -> None:
+        """Note what the stages of a search's new trials ask for."""
+        self._requests = _by_kind(self.tally.plan, self.info.get("requests") or {})
+        self._wake.set()
+
+    def stage_pruned(self, stage: Stage) -> None:
+        """Count the stage's trial as stopped."""
+        self.tally.prune(stage)
         self._wake.set()
 
     def run_draining(self) -> None:

@@ -110,6 +110,11 @@ class StageLogs(Listener):
         self._running.pop(stage.id, None)
         self._write(stage, "failed", **failure)
 
+    def stage_pruned(self, stage: Stage) -> None:
+        """Write that a search stopped the stage."""
+        self._running.pop(stage.id, None)
+        self._write(stage, "pruned")
+
     def run_ended(self, reason: str) -> None:
         """Write into the logs of stages that were running that their run ended."""
         for stage in self._running.values():

@@ -9,7 +9,7 @@ draws and sends what is finished.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +20,7 @@ import yaml
 
 from orchestrator.errors import StoreCorrupt
 from orchestrator.listener import Listener
+from orchestrator.observations import VALIDATION
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.redaction import redact
@@ -78,13 +79,26 @@ class Mirror(Listener):
         self._off = isinstance(tracker, NoTracker)
         self._open: set[str] = set()
         self._behind = _one_thread()
-        self._trials = {trial.id: trial for trial in plan.trials}  # by their metrics stage
+        self._trials: dict[str, Trial] = {}  # by their last stage
         self._trials_of: dict[str, list[Trial]] = {}
-        for trial in plan.trials:
-            for stage_id in set(trial.stages.values()):
-                self._trials_of.setdefault(stage_id, []).append(trial)
+        self.plan_grew(plan.trials)
 
     # ---- a listener of the schedule ------------------------------------------------------
+
+    def plan_grew(self, trials: Sequence[Trial]) -> None:
+        """Know trials that a search takes on."""
+        for trial in trials:
+            if trial.id not in self._trials:
+                self._trials[trial.id] = trial
+                for stage_id in set(trial.stages.values()):
+                    self._trials_of.setdefault(stage_id, []).append(trial)
+
+    def stage_pruned(self, stage: Stage) -> None:
+        """End the run of the stage's trial as stopped by its search."""
+        for key, record in self._runs(stage):
+            self._open_once(key, record)
+            self.tracker.finish(key, "KILLED", {}, {"pruned": "true"}, [])
+            self._open.discard(key)
 
     def stage_started(self, stage: Stage) -> None:
         """Open the stage's run, or those of the trials that it trains."""
@@ -101,12 +115,12 @@ class Mirror(Listener):
             self.tracker.metrics(key, int(note["epoch"]) - 1, metrics)
 
     def stage_finished(self, stage: Stage) -> None:
-        """End the stage's run; a metrics stage ends its trial's."""
+        """End the stage's run; a trial's last stage ends its trial's."""
         if self._off:
             return
         if stage.kind in _SHARED:
             self._behind.submit(self._finish_stage, stage)
-        elif stage.kind == "metrics":
+        if stage.id in self._trials:
             self._behind.submit(self._finish_trial, self._trials[stage.id])
 
     def stage_failed(self, stage: Stage, failure: dict[str, Any]) -> None:
@@ -181,16 +195,17 @@ class Mirror(Listener):
 
     def _finish_trial(self, trial: Trial) -> None:
         metrics = trial_metrics(trial, self.store)
-        scored = self.store.manifest(trial.id)
-        trained = self.store.manifest(trial.stages.get("joint") or trial.stages["query"])
+        trained = self.store.manifest(trial.trained)
         tags = {"device": str(trained.cost.get("device", ""))}
         gallery = trial.stages.get("joint") or trial.stages["gallery"]
         stored = [
-            (scored.id, "evaluation.json", "curves"),
+            (trial.id, "evaluation.json", "curves"),
             (trained.id, "weights.safetensors", "weights"),
             (trained.id, "query_codes.npy", "codes"),
             (gallery, "gallery_codes.npy", "codes"),
         ]
+        if not trial.scored:  # a search has hundreds of them, and their files are in the store
+            stored = []
         drawn = self._drawn(trial)
         self._finish(self._trial_record(trial), metrics, tags, drawn, stored, [trained.id])
 
@@ -267,7 +282,7 @@ class Mirror(Listener):
         )
 
     def _trial_record(self, trial: Trial) -> RunRecord:
-        trained = self.plan.stages[trial.stages.get("joint") or trial.stages["query"]]
+        trained = self.plan.stages[trial.trained]
         recipe = trained.setup.get("recipe") or trained.setup["recipes"]
         return RunRecord(
             key=trial.id,
@@ -291,6 +306,7 @@ class Mirror(Listener):
                 "study": self.plan.study,
                 "study_kind": self.kind,
                 "code_version": self.version,
+                **_search_tags(trial),
                 **{f"stage.{kind}": stage_id for kind, stage_id in trial.stages.items()},
             },
         )
@@ -312,6 +328,8 @@ class Mirror(Listener):
         text = yaml.dump(resolved, Dumper=_Plain, sort_keys=False, allow_unicode=True)
         if not (folder / "trial.yaml").exists():
             write_atomic(folder / "trial.yaml", text.encode())
+        if not trial.scored:
+            return [(folder / "trial.yaml", "")]
         curves = _evaluation(trial, self.store)
         pictures = [folder / "precision_recall.png", folder / "precision_at_k.png"]
         if "pr_curve" not in curves:  # ground truth of a dataset's own has scores of its own
@@ -321,6 +339,14 @@ class Mirror(Listener):
             precisions = {int(k): v for k, v in curves["precision_at_k"].items()}
             precision_at_k_png([(trial.label, precisions)], pictures[1])
         return [(folder / "trial.yaml", ""), *((picture, "curves") for picture in pictures)]
+
+
+def _search_tags(trial: Trial) -> dict[str, str]:
+    """Return what tells a search's trials apart: those that it tried, and those that it chose."""
+    if trial.cell is None:
+        return {}
+    number = {} if trial.number is None else {"search.number": str(trial.number)}
+    return {"search.step": "test" if trial.scored else "validation", **number}
 
 
 def _evaluation(trial: Trial, store: StageStore) -> dict[str, Any]:
@@ -334,9 +360,13 @@ def _evaluation(trial: Trial, store: StageStore) -> dict[str, Any]:
 
 def trial_metrics(trial: Trial, store: StageStore) -> dict[str, float]:
     """Return a finished trial's final metrics: scores, code statistics, sizes, costs by stage."""
-    scored = store.manifest(trial.id)
-    evaluation = _evaluation(trial, store)
-    metrics = {**_numbers(evaluation), **_numbers(scored.result)}
+    metrics: dict[str, float] = {}
+    if trial.scored:
+        evaluation = _evaluation(trial, store)
+        metrics = {**_numbers(evaluation), **_numbers(store.manifest(trial.id).result)}
+    final = store.manifest(trial.trained).result.get("final", {})
+    if VALIDATION in final:
+        metrics["map_validation"] = float(final[VALIDATION])
     for kind, stage_id in trial.stages.items():
         if kind == "metrics" or not store.is_done(stage_id):
             continue

@@ -331,6 +331,31 @@ class Planner:
             point[name] = value
         return point
 
+    def shared(self, cell: SearchCell) -> frozenset[str]:
+        """Return the dimensions that change the gallery, as the ids of its stage tell.
+
+        Points that differ in the others only are served by one gallery.
+        """
+        every = list(cell.space.corners())
+        found = set()
+        for name in cell.space.searched:
+            ids: dict[str, set[str]] = {}
+            for point in every:
+                if name in point:
+                    rest = {n: v for n, v in point.items() if n != name}
+                    ids.setdefault(canonical(rest), set()).add(self._gallery_of(cell, point))
+            if any(len(different) > 1 for different in ids.values()):
+                found.add(name)
+        return frozenset(found)
+
+    def _gallery_of(self, cell: SearchCell, values: Mapping[str, Any]) -> str:
+        """Return the id of the stage that trains a point's gallery; the plan does not grow."""
+        study, method = self._method(cell, values)
+        builder = _Builder(study, Plan(study=study.study), self._asked)
+        data = self._data[cell.places[0]]
+        trial = _Cell(builder, data, self._pair_of(cell, values), method, 0, scored=False).add()
+        return trial.stages.get("joint") or trial.stages["gallery"]
+
     def sides_of(self, cell: SearchCell, values: Mapping[str, Any]) -> PairSpec:
         """Return the pair of a point."""
         return self._pair_of(cell, values).spec
@@ -338,6 +363,19 @@ class Planner:
     def bits_of(self, cell: SearchCell, values: Mapping[str, Any]) -> int:
         """Return the code length of a point."""
         return int(values.get("bits", cell.bits))
+
+    def study_of(self, cell: SearchCell, values: Mapping[str, Any]) -> Study:
+        """Return the study with a point's recipe."""
+        return self._method(cell, values)[0]
+
+    def dataset_of(self, cell: SearchCell) -> str | dict[str, Any]:
+        """Return a cell's dataset as the study gives it, its paths made absolute."""
+        return self._data[cell.places[0]].given
+
+    def head_of(self, cell: SearchCell, values: Mapping[str, Any]) -> str:
+        """Return the hash head of a point's query network."""
+        _, method = self._method(cell, values)
+        return method.method.head
 
     def gallery_size(self, cell: SearchCell) -> int:
         """Return the number of gallery images."""
@@ -359,7 +397,7 @@ class Planner:
         except InputError as error:
             raise error.located(prefix=cell.key) from None
         shown = [name for name in values if name not in ("bits", "pair")]
-        text = setting_text({**params, **values}, shown)
+        text = setting_text({**values, **params}, shown)
         setting = _Setting(cell.method, params, text, cell.key)
         bits = self.bits_of(cell, values)
         dataset = self._data[cell.places[0]].dataset

@@ -51,7 +51,8 @@ def plan(
     """
     on = parse_hardware(hardware) if hardware is not None else None
     session = open_study(study, overrides)
-    summary = summarize(session)
+    unknown = 0 if session.search is None else session.search.foresee()
+    summary = {**summarize(session), "points_unknown": unknown}
     if on is not None:
         summary["on"] = foresee(session, on)
     if as_json:
@@ -375,6 +376,11 @@ def _text(summary: dict[str, Any]) -> str:
     lines = [head, table(header, body), foot]
     if summary["estimates"]:
         lines.append(_bases_text(summary["estimates"]))
+    if summary["points_unknown"]:
+        lines.append(
+            f"{plural(summary['points_unknown'], 'point')} will be proposed as results come; "
+            "evenly spread ones stand in for them here, trained to their end"
+        )
     return "\n".join(lines)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TextIO
 
 from orchestrator.estimates import Estimator
 from orchestrator.listener import Listener
-from orchestrator.plan import Plan, Stage
+from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.redaction import redact
 from orchestrator.store import StageStore
 from orchestrator.tally import Tally
@@ -39,6 +39,7 @@ class Progress(Listener):
         slots: stages that can run at once, for the time left.
         stream: where to; stderr by default.
         clock: seconds; replaced in tests.
+        pruned: ids of trials that a search stopped early before this run.
 
     Attributes:
         tally: counts; other listeners may share it.
@@ -53,6 +54,7 @@ class Progress(Listener):
         slots: int,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        pruned: Collection[str] = frozenset(),
     ) -> None:
         self.plan = plan
         self.store = store
@@ -60,7 +62,7 @@ class Progress(Listener):
         self.stream = stream or sys.stderr
         self.clock = clock
         done = store.done(plan.stages)
-        self.tally = Tally(plan, done, estimator, slots=slots, clock=clock)
+        self.tally = Tally(plan, done, estimator, slots=slots, clock=clock, pruned=pruned)
         self._summed: float | None = None
         self._draining = False
         self._live: Any = None
@@ -128,6 +130,15 @@ class Progress(Listener):
         self.tally.fail(stage)
         self.say(f"FAILED  {stage.label}: {reason(failure)}")
 
+    def plan_grew(self, trials: list[Trial]) -> None:
+        """Count trials that a search takes on."""
+        self.tally.grew(trials, self.store.done(i for t in trials for i in t.stages.values()))
+
+    def stage_pruned(self, stage: Stage) -> None:
+        """Say that a search stopped the stage."""
+        self.tally.prune(stage)
+        self._line(f"pruned  {stage.label}")
+
     def run_draining(self) -> None:
         """Say that the run stops, and how."""
         self._draining = True
@@ -146,7 +157,7 @@ class Progress(Listener):
     # ---- text ----------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return the trials done, running, waiting and failed."""
+        """Return the trials done, running, waiting, failed, and stopped early by a search."""
         return self.tally.counts()
 
     def seconds_left(self) -> float:
@@ -158,7 +169,8 @@ class Progress(Listener):
         counts = self.counts()
         text = f"{counts['done']} of {len(self.plan.trials)} trials done"
         text += f", {counts['running']} running, {counts['waiting']} waiting"
-        text += f", {counts['failed']} failed" if counts["failed"] else ""
+        for state in ("pruned", "failed"):
+            text += f", {counts[state]} {state}" if counts[state] else ""
         if self._draining:
             return f"{text}; stopping"
         left = self.seconds_left()

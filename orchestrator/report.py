@@ -7,6 +7,7 @@ import io
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -353,8 +354,11 @@ def sharing(plan: Plan, store: StageStore, estimator: Estimator | None = None) -
     """
     seconds = saved = 0.0
     galleries = users = 0
-    for stage_id, uses in plan.uses.items():
-        stage = plan.stages[stage_id]
+    # What a search chose is trained already, as one of the points that it tried.
+    chosen = [trial for trial in plan.trials if trial.cell is not None and trial.scored]
+    again = Counter(i for trial in chosen for i in trial.stages.values())
+    for stage_id, every in plan.uses.items():
+        stage, uses = plan.stages[stage_id], max(1, every - again[stage_id])
         if store.is_done(stage_id):
             cost = float(store.manifest(stage_id).cost.get("seconds", 0.0))
         elif estimator is not None:

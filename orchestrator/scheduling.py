@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cluster.connect import ConnectError, connect
 from cluster.packing import Packing, Placement
@@ -29,11 +29,11 @@ from cluster.resources import (
 )
 from orchestrator import faults
 from orchestrator.board import Board
-from orchestrator.errors import Drained, StoreCorrupt
+from orchestrator.errors import Drained, Pruned, StoreCorrupt
 from orchestrator.estimates import Estimator
 from orchestrator.footprint import requests_for
 from orchestrator.listener import Listener
-from orchestrator.plan import Plan, Stage
+from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.stages import Work, run_stage
 from orchestrator.store import open_store
 from orchestrator.study import Checkpointing, Faults
@@ -81,8 +81,43 @@ class Options:
     drain: threading.Event = field(default_factory=threading.Event)
 
 
-def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
+TrialState = Literal["done", "failed", "open"]
+
+
+class Source(Protocol):
+    """A search: adds trials to the plan as others end, and stops some of them early."""
+
+    withdrawn: set[str]
+    """Ids of trials in the plan that were stopped early, and are not to run."""
+
+    waiting: bool
+    """Whether more may come though nothing of this run is open: another driver is at work."""
+
+    def advance(self, state: Callable[[Trial], TrialState], idle: bool) -> list[Trial]:
+        """Take account of what ended; return the trials to run next, which are in the plan.
+
+        Args:
+            state: tells what became of a trial.
+            idle: whether nothing runs and nothing can start.
+        """
+
+    def watches(self, stage_id: str) -> bool:
+        """Whether the stage may be stopped early."""
+
+    def verdict(self, stage_id: str, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Whether to stop the stage after this 1-based epoch."""
+
+
+def execute(
+    plan: Plan, options: Options, listeners: list[Listener], source: Source | None = None
+) -> Board:
     """Run every stage that is missing; return the board with what is done and what failed.
+
+    Args:
+        plan: what to run; grows where there is a search.
+        options: how.
+        listeners: told of everything.
+        source: the search, if it is one.
 
     Raises:
         InputError: a stage asks for more than the cluster has, there is no such cluster, or its
@@ -98,11 +133,13 @@ def execute(plan: Plan, options: Options, listeners: list[Listener]) -> Board:
             value=store.where,
         )
     estimator = Estimator.load(options.home)
-    board = Board(plan, store, estimator.chains(plan))
-    if board.exhausted:
+    withdrawn = set() if source is None else source.withdrawn
+    board = Board(plan, store, estimator.chains(plan), withdrawn=set(withdrawn))
+    dispatch = Dispatch(board, options, estimator, listeners, source=source)
+    dispatch.grow()
+    if dispatch.over:
         return board
     store.ready()
-    dispatch = Dispatch(board, options, estimator, listeners)
     run = _run_inline if options.executor == "inline" else _run_ray
     try:
         run(dispatch)
@@ -128,7 +165,8 @@ def _stopped(error: BaseException) -> bool:
 
 
 def _complete(board: Board) -> bool:
-    return all(trial.id in board.done for trial in board.plan.trials)
+    ended = board.done | board.withdrawn
+    return all(trial.id in ended for trial in board.plan.trials)
 
 
 # ---- what to start, and what became of it ------------------------------------------------
@@ -173,6 +211,7 @@ class Dispatch:
         options: how to execute.
         estimator: says how long stages take; learns from those that finish.
         listeners: told of everything.
+        source: the search that adds trials, if it is one.
         clock: seconds; replaced in tests.
     """
 
@@ -183,12 +222,14 @@ class Dispatch:
         estimator: Estimator,
         listeners: list[Listener],
         *,
+        source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
         self.options = options
         self.estimator = estimator
         self.listeners = list(listeners)
+        self.source = source
         self.clock = clock
         self.run = uuid.uuid4().hex[:12]
         self.retries = faults.Retries(options.faults)
@@ -196,6 +237,7 @@ class Dispatch:
         self.slots: dict[str, Slot] = {}
         self.packing = Packing({})
         self.nodes: dict[str, Node] = {}
+        self._settled = False
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Tell every listener; one that fails is told no more, and stops no run."""
@@ -218,17 +260,20 @@ class Dispatch:
             InputError: a stage asks for what no node has.
         """
         self.update_nodes(nodes)
+        self._settled = True
         self._ask(self.board.needed)
-        if not self.options.autoscale:
-            asked = {
-                (self.board.plan.stages[i].kind, request) for i, request in self.requests.items()
-            }
-            try:
-                check_feasible(sorted(asked, key=str), capacity=self.capacity)
-            except ResourceError as error:
-                raise InputError(str(error), key=error.key or "resources") from None
+        self._check()
         name = functools.cache(str)
         self.board.regroup(lambda stage_id: name(self.requests[stage_id]))
+
+    def _check(self) -> None:
+        if self.options.autoscale:
+            return
+        asked = {(self.board.plan.stages[i].kind, r) for i, r in self.requests.items()}
+        try:
+            check_feasible(sorted(asked, key=str), capacity=self.capacity)
+        except ResourceError as error:
+            raise InputError(str(error), key=error.key or "resources") from None
 
     def _ask(self, stage_ids: Iterable[str]) -> None:
         """Work out what stages ask for on the nodes that there are."""
@@ -249,6 +294,38 @@ class Dispatch:
         self.nodes = dict(nodes)
         self.packing.update(self.nodes)
 
+    # ---- a plan that grows ---------------------------------------------------------------
+
+    def grow(self) -> None:
+        """Let the search take account of what ended, and take on the trials that it adds.
+
+        Raises:
+            InputError: one of them asks for what no node has.
+        """
+        while self.source is not None and not self.draining:
+            trials = self.source.advance(self._state, self._idle)
+            if not trials:
+                return
+            chains = self.estimator.chains(self.board.plan)
+            fresh = self.board.extend([trial.id for trial in trials], chains)
+            if self._settled:
+                self._ask(fresh)
+                self._check()
+            self.tell("plan_grew", trials)
+            self.board.offer(fresh)
+
+    def _state(self, trial: Trial) -> TrialState:
+        if trial.id in self.board.done:
+            return "done"
+        failed = not self.board.failed.isdisjoint(trial.stages.values())
+        return "failed" if failed else "open"
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing runs, and nothing can start now or later."""
+        busy = any(slot.stage is not None for slot in self.slots.values())
+        return not busy and self.board.exhausted
+
     # ---- handing out ---------------------------------------------------------------------
 
     @property
@@ -261,7 +338,8 @@ class Dispatch:
         """Whether nothing runs, and nothing is to be started now or later."""
         if any(slot.stage is not None for slot in self.slots.values()):
             return False
-        return self.draining or self.board.exhausted
+        waiting = self.source is not None and self.source.waiting
+        return self.draining or (self.board.exhausted and not waiting)
 
     def open(self, name: str) -> Slot | None:
         """Start something in a new slot: the stage with the most work behind it that fits."""
@@ -376,12 +454,15 @@ class Dispatch:
                 if self.board.store.is_done(stage_id):  # by somebody else, in the meantime
                     self._finished(self.board.plan.stages[stage_id])
                     self.board.parked.discard(stage_id)
+                    self.grow()
                 elif self.board.store.is_running(stage_id):
                     self.board.postpone(stage_id, self.clock() + BUSY_SECONDS)
                 else:
                     self.board.wake(stage_id)
             except (StoreCorrupt, OSError):  # its worker finds the same, which is then counted
                 self.board.wake(stage_id)
+        if self.source is not None and self.source.waiting:
+            self.grow()
 
     def work(self, stage: Stage) -> Work:
         """Return what a worker is told of a stage that it was given, and count the start."""
@@ -399,6 +480,7 @@ class Dispatch:
             checkpoint_seconds=options.checkpoint.seconds,
             attempt=self.retries.started(stage.id),
             run=self.run,
+            watched=self.source is not None and self.source.watches(stage.id),
         )
 
     def wanted(self, most: int = 256) -> list[Request]:
@@ -416,19 +498,29 @@ class Dispatch:
             slot.begun = True
             self.tell("stage_started", slot.stage)
 
-    def heard(self, name: str, note: dict[str, Any]) -> None:
-        """The slot's stage reported."""
+    def heard(self, name: str, note: dict[str, Any]) -> bool | None:
+        """The slot's stage reported; return whether to stop it, None if that is not asked."""
         slot = self.slots.get(name)
         if slot is None or slot.stage is None:
-            return
+            return None
         slot.heard = self.clock()
         if note.get("event") == "placed" and note.get("node"):
             slot.node = note["node"]
             slot.placement = self.packing.moved(slot.placement, note["node"])
         if note.get("event") == "epoch":
             slot.epoch = (int(note["epoch"]), int(note["epochs"]))
-            self.retries.progressed(slot.stage.id, int(note["epoch"]))
-        self.tell("stage_progressed", slot.stage, note)
+        return self.note(slot.stage, note)
+
+    def note(self, stage: Stage, note: dict[str, Any]) -> bool | None:
+        """Pass on what a stage reported; return whether to stop it, None if that is not asked."""
+        if note.get("event") == "epoch":
+            self.retries.progressed(stage.id, int(note["epoch"]))
+        if note.get("event") != "again":
+            self.tell("stage_progressed", stage, note)
+        judged = note.get("event") in ("epoch", "again")
+        if not judged or self.source is None or not self.source.watches(stage.id):
+            return None
+        return self.source.verdict(stage.id, int(note["epoch"]), note["metrics"])
 
     def ended(self, name: str, outcome: dict[str, Any]) -> None:
         """The worker came to the end of the slot's stage, good or bad."""
@@ -437,7 +529,17 @@ class Dispatch:
             stage, slot.stage = slot.stage, None
             failure = outcome.get("failure")
             slot.broken = failure is not None and failure["kind"] == faults.LOST_NODE
-            self.conclude(stage, failure, drained="drained" in outcome)
+            self.book(stage, outcome)
+
+    def book(self, stage: Stage, outcome: dict[str, Any]) -> None:
+        """Book how a worker came to the end of a stage, and go on from there."""
+        if "pruned" in outcome:
+            self.board.withdraw(stage.id)
+            self.retries.forget(stage.id)
+            self.tell("stage_pruned", stage)
+        else:
+            self.conclude(stage, outcome.get("failure"), drained="drained" in outcome)
+        self.grow()
 
     def closed(self, name: str, *, lost: str | None = None) -> None:
         """The slot is gone, with its worker; a stage that it was at has failed.
@@ -451,7 +553,7 @@ class Dispatch:
             return
         self.packing.release(slot.placement)
         if slot.stage is not None:
-            self.conclude(slot.stage, slot.doomed or self._lost(slot, lost or ""))
+            self.book(slot.stage, {"failure": slot.doomed or self._lost(slot, lost or "")})
 
     def _lost(self, slot: Slot, said: str) -> dict[str, Any]:
         gone = slot.node is not None and slot.node not in self.nodes
@@ -567,26 +669,22 @@ def _run_inline(dispatch: Dispatch) -> None:
     board = dispatch.board
     dispatch.update_nodes({"here": node})
     dispatch.tell("run_started", _info(dispatch, "inline"))
-    while not dispatch.draining and not board.exhausted:
+    while not dispatch.over:
         dispatch._wake()
         stage = board.next()
         if stage is None:
             moment = board.next_moment
-            if moment is None:
-                return
-            time.sleep(max(0.0, min(moment - dispatch.clock(), 1.0)))
+            time.sleep(1.0 if moment is None else min(max(0.0, moment - dispatch.clock()), 1.0))
             continue
         work = dispatch.work(stage)
         dispatch.tell("stage_started", stage)
-        outcome = run_one(work, _heard_inline(dispatch, stage))
-        dispatch.conclude(stage, outcome.get("failure"), drained="drained" in outcome)
+        dispatch.book(stage, run_one(work, _heard_inline(dispatch, stage)))
 
 
 def _heard_inline(dispatch: Dispatch, stage: Stage) -> Callable[[dict[str, Any]], None]:
     def report(note: dict[str, Any]) -> None:
-        if note.get("event") == "epoch":
-            dispatch.retries.progressed(stage.id, int(note["epoch"]))
-        dispatch.tell("stage_progressed", stage, note)
+        if dispatch.note(stage, note):
+            raise Pruned
         if note.get("event") == "epoch" and dispatch.draining:
             raise Drained
 
@@ -594,11 +692,16 @@ def _heard_inline(dispatch: Dispatch, stage: Stage) -> Callable[[dict[str, Any]]
 
 
 def run_one(work: Work, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Do a stage in this process; return how it ended: ``done``, ``drained`` or ``failure``."""
+    """Do a stage in this process; return how it ended.
+
+    That is ``done``, ``drained``, ``pruned`` or ``failure``.
+    """
     try:
         run_stage(work, report, wait=0.0)
     except Drained:
         return {"drained": True}
+    except Pruned:
+        return {"pruned": True}
     except Exception as error:  # told with its traceback; the driver decides
         return {"failure": faults.explain_failure(error)}
     return {"done": True}

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.board import needed_stages
 from orchestrator.estimates import Estimator
-from orchestrator.plan import Plan, build_plan
+from orchestrator.plan import Plan, Planner
 from orchestrator.report import Sharing, sharing
 from orchestrator.scheduling import Options, execute
 from orchestrator.store import StageStore, digest, open_store, read_json, write_json
@@ -24,6 +24,9 @@ from orchestrator.wording import by_reason
 from retrieval.atomic import write_atomic
 from retrieval.errors import InputError, UnknownNameError
 from search_spaces.presets import presets
+
+if TYPE_CHECKING:
+    from orchestrator.searching import Searching
 
 TRACKER_TIMEOUT = 120.0
 """Seconds that a finished run waits for a slow tracker before it says so and ends."""
@@ -55,8 +58,32 @@ class Session:
     source: Source
     overrides: tuple[str, ...]
     cwd: Path
-    plan: Plan
+    planner: Planner
     home: Path
+
+    @property
+    def plan(self) -> Plan:
+        """The plan; that of a search has what was tried so far."""
+        return self.planner.plan
+
+    @cached_property
+    def search(self) -> Searching | None:
+        """The search of a sensitivity or tuning study; None of a benchmark."""
+        if self.study.kind == "benchmark":
+            return None
+        from orchestrator.searching import open_search
+
+        return open_search(self.study, self.planner, self.store, self.home)
+
+    @property
+    def pruned(self) -> frozenset[str]:
+        """Ids of the trials that a search stopped early."""
+        return frozenset() if self.search is None else frozenset(self.search.withdrawn)
+
+    def refresh(self) -> None:
+        """Look anew at what a search has tried: another process may be at it."""
+        if self.search is not None:
+            self.search.restore()
 
     @cached_property
     def store(self) -> StageStore:
@@ -94,14 +121,26 @@ def open_session(
     every = (*before, *overrides)
     study, source = load_study(text, where, folder, every)
     try:
-        plan = build_plan(study, folder=folder, home=home, cwd=cwd)
+        planner = Planner(study, folder=folder, home=home, cwd=cwd)
+        session = Session(study, source, every, cwd, planner, home)
+        _ = session.search  # what was tried so far is part of the plan
     except InputError as error:
         key = error.key or ""
         given = [o.partition("=")[0].strip() for o in every]
         by_set = any(key == g or key.startswith(f"{g}.") for g in given)
         location = f"{where} with --set" if by_set else source.locate(error.key)
         raise error.located(where=location) from None
-    return Session(study, source, every, cwd, plan, home)
+    return session
+
+
+def kind_of(name: str, overrides: tuple[str, ...] = ()) -> str:
+    """Return a study's kind, without planning it.
+
+    Raises:
+        InputError: the study cannot be found or read.
+    """
+    text, where, folder, _, before = _find(name, home_folder(), ran=False)
+    return load_study(text, where, folder, (*before, *overrides))[0].kind
 
 
 def _find(name: str, home: Path, ran: bool) -> tuple[str, str, Path, Path, tuple[str, ...]]:
@@ -216,7 +255,8 @@ def run(session: Session, place: Place = Place()) -> RunResult:
 
     study, plan, store, home = session.study, session.plan, session.store, session.home
     done_before = store.done(plan.stages)
-    todo = needed_stages(plan, done_before)
+    search = session.search
+    todo = needed_stages(plan, done_before, session.pruned)
     fetch_weights(plan, todo)
     remember(session)
     tracker: Tracker = NoTracker()
@@ -237,13 +277,13 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         checkpoint=study.checkpoint,
     )
     slots = max(1, (place.cpus or visible_cpus()) // study.train.threads)
-    progress = Progress(plan, store, session.estimator, slots=slots)
+    progress = Progress(plan, store, session.estimator, slots=slots, pruned=session.pruned)
     board = LiveBoard(home, progress.tally, tell=progress.say)
     logs = StageLogs(home, store, tell=progress.say)
     try:
-        if todo:
+        if todo or (search is not None and not search.over):
             with progress, board, stopped_gently(options.drain):
-                execute(plan, options, [progress, mirror, board, logs])
+                execute(plan, options, [progress, mirror, board, logs], search)
         mirror.complete()
     except BaseException:
         mirror.interrupted()
@@ -251,7 +291,8 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         raise
     report = tracker.close(TRACKER_TIMEOUT)
     lines = by_reason((f.name, f.reason) for f in report.failures)
-    failed = sum(1 for trial in plan.trials if not store.is_done(trial.id))
+    ended = store.done(trial.id for trial in plan.trials) | session.pruned
+    failed = sum(1 for trial in plan.trials if trial.id not in ended)
     ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))
     return RunResult(failed, ran, sharing(plan, store), lines)
 

@@ -68,6 +68,7 @@ class Work:
         checkpoint_seconds: least seconds between two checkpoints.
         attempt: which start of the stage this is in its run, from 1.
         run: the id of the run that started it.
+        watched: whether a search may stop it at the end of an epoch.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Work:
     checkpoint_seconds: float = 0.0
     attempt: int = 1
     run: str = ""
+    watched: bool = False
 
     @property
     def workers(self) -> int:
@@ -435,6 +437,7 @@ class _Runner:
             self.earlier_seconds = notes["seconds"]
             images, seconds = notes["images"], notes["training_seconds"]
             self.report({"event": "resumed", "epoch": found[0]})
+            self._tell_again(epochs)
         for report in trainer.run():
             images += report.images
             seconds += report.seconds
@@ -460,6 +463,12 @@ class _Runner:
     def _report_epoch(self, report: EpochReport, epochs: int) -> None:
         speed = report.images / report.seconds if report.seconds else 0.0
         self._tell(report.epoch, epochs, {**report.metrics, "images_per_second": speed})
+
+    def _tell_again(self, epochs: int) -> None:
+        """Tell a search the epochs before: it may not have heard of them, or not as this trial."""
+        for entry in self.history if self.work.watched else ():
+            done = int(entry["epoch"]) + 1
+            self.report({"event": "again", "epoch": done, "epochs": epochs, "metrics": entry})
 
     def _tell(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
         """Tell the driver, and whoever asks for the status, that this 0-based epoch is done."""

@@ -26,7 +26,7 @@ class TrialStatus:
 
     Attributes:
         trial: the trial.
-        state: "done", "running", "waiting" or "failed".
+        state: "done", "running", "waiting", "failed", or "pruned": stopped early by a search.
         why: what it does or waits for, or why it failed; "" when it is done.
         alike: the same without what tells one trial from another, to count those alike.
     """
@@ -49,6 +49,7 @@ class StudyStatus:
         trials: in the order of the study.
         running: stages that run, as the live board shows them.
         failures: label and reason of each stage that failed.
+        searching: whether a search will add trials to those that there are.
     """
 
     study: str
@@ -58,6 +59,7 @@ class StudyStatus:
     trials: list[TrialStatus]
     running: list[dict[str, Any]]
     failures: list[tuple[str, str]] = field(default_factory=list)
+    searching: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,9 +71,10 @@ class StudyStatus:
     def ended(self) -> int | None:
         """The exit code of a study that has ended: 0 when all is done, 1 when some failed."""
         counts = self.counts
-        if counts["done"] == len(self.trials):
+        good, every = counts["done"] + counts["pruned"], len(self.trials)
+        if good == every and not self.searching:
             return 0
-        over = counts["done"] + counts["failed"] == len(self.trials) and self.driver == "none"
+        over = good + counts["failed"] == every and counts["failed"] and self.driver == "none"
         return 1 if over else None
 
     @property
@@ -100,6 +103,7 @@ class Observer:
 
     def look(self) -> StudyStatus:
         """Return what the study is at."""
+        self.session.refresh()
         board = self.watcher.look()
         driver = self.watcher.driver()
         self._find_done()
@@ -115,6 +119,7 @@ class Observer:
             [why.of(trial) for trial in self.plan.trials],
             list(running.values()),
             [(self.plan.stages[i].label, reason(f)) for i, f in failures.items()],
+            searching=self.session.search is not None and not self.session.search.over,
         )
 
     def _find_done(self) -> None:
@@ -185,12 +190,15 @@ class _Reasons:
         self.failures = failures
         self.retries = {entry["stage"]: entry for entry in (live or {}).get("retries", ())}
         self.faults = observer.session.study.faults
+        self.pruned = observer.session.pruned
         self.shown = {i: _running_text(entry) for i, entry in running.items()}
 
     def of(self, trial: Trial) -> TrialStatus:
         """Return a trial's status."""
         if trial.id in self.done:
             return TrialStatus(trial, "done")
+        if trial.id in self.pruned:
+            return TrialStatus(trial, "pruned", "stopped early: it promised too little")
         missing = [i for i in trial.stages.values() if i not in self.done]
         for stage_id in missing:
             if stage_id in self.failures:
@@ -262,8 +270,10 @@ def _running_text(entry: dict[str, Any]) -> str:
 def headline(status: StudyStatus) -> str:
     """Return one line: how many trials are where."""
     counts = status.counts
-    shown = ", ".join(f"{counts[state]} {state}" for state in STATES)
-    return f"study {status.study}: {shown}"
+    always = [state for state in STATES if state != "pruned" or counts[state]]
+    shown = ", ".join(f"{counts[state]} {state}" for state in always)
+    more = "; the search goes on" if status.searching else ""
+    return f"study {status.study}: {shown}{more}"
 
 
 def driver_line(status: StudyStatus) -> str:

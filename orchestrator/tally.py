@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.board import needed_stages
 from orchestrator.estimates import Estimator, rate_key
-from orchestrator.plan import Plan, Stage
+from orchestrator.plan import Plan, Stage, Trial
 
-STATES = ("done", "running", "waiting", "failed")
+STATES = ("done", "running", "waiting", "failed", "pruned")
 
 _OWN_KINDS = frozenset({"query", "joint", "metrics"})
 
@@ -101,6 +101,7 @@ class Tally:
         estimator: tells how long the rest takes.
         slots: stages that can run at once; if more do, it is that many.
         clock: seconds.
+        pruned: ids of trials that a search stopped early.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Tally:
         *,
         slots: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        pruned: Collection[str] = frozenset(),
     ) -> None:
         self.plan = plan
         self.estimator = estimator
@@ -120,26 +122,64 @@ class Tally:
         self.failed: set[str] = set()
         self.running: dict[str, Running] = {}
         self.retries: dict[str, Retry] = {}
-        self._at = {trial.id: place for place, trial in enumerate(plan.trials)}
+        self.pruned = set(pruned)
+        self.states: list[str] = []
+        self._at: dict[str, int] = {}
         self._trials_of: dict[str, list[int]] = {}
-        for place, trial in enumerate(plan.trials):
+        self._live: list[int] = []  # own stages that run, by trial
+        self._broken: list[int] = []  # stages that failed, by trial
+        self._counts = dict.fromkeys(STATES, 0)
+        self._left: set[str] = set()
+        self._key: dict[str, Hashable] = {}
+        self._alike: dict[Hashable, _Alike] = {}
+        self._take_on(needed_stages(plan, self.done, self.pruned))
+
+    def _take_on(self, needed: set[str]) -> None:
+        """Count the plan's new trials, and the stages that they need."""
+        for place in range(len(self.states), len(self.plan.trials)):
+            trial = self.plan.trials[place]
+            self._at[trial.id] = place
             for stage_id in set(trial.stages.values()):
                 self._trials_of.setdefault(stage_id, []).append(place)
-        self._live = [0] * len(plan.trials)  # own stages that run, by trial
-        self._broken = [0] * len(plan.trials)  # stages that failed, by trial
-        self.states = ["done" if t.id in self.done else "waiting" for t in plan.trials]
-        self._counts = {state: self.states.count(state) for state in STATES}
-        self._left = needed_stages(plan, self.done)
-        self._key = {stage_id: _likeness(plan.stages[stage_id]) for stage_id in self._left}
-        self._alike: dict[Hashable, _Alike] = {}
-        for stage_id, key in self._key.items():
-            self._alike.setdefault(key, _Alike(plan.stages[stage_id])).left += 1
-        for stage_id, key in self._key.items():
-            for parent in plan.stages[stage_id].inputs.values():
+            self._live.append(0)
+            self._broken.append(sum(i in self.failed for i in set(trial.stages.values())))
+            self.states.append("waiting")
+            self._counts["waiting"] += 1
+            self._settle(place)
+        fresh = needed - self._left
+        self._left |= fresh
+        for stage_id in fresh:
+            key = self._key[stage_id] = _likeness(self.plan.stages[stage_id])
+            self._alike.setdefault(key, _Alike(self.plan.stages[stage_id])).left += 1
+        for stage_id in fresh:
+            for parent in self.plan.stages[stage_id].inputs.values():
                 if parent in self._key:
-                    self._alike[self._key[parent]].users.add(key)
+                    self._alike[self._key[parent]].users.add(self._key[stage_id])
 
     # ---- events --------------------------------------------------------------------------
+
+    def grew(self, trials: Sequence[Trial], done: Collection[str]) -> None:
+        """Count trials that a search takes on; one that it stopped before waits again.
+
+        Args:
+            trials: which the plan has.
+            done: ids of their stages that are done.
+        """
+        self.done |= set(done)
+        again = {trial.id for trial in trials} & self.pruned
+        self.pruned -= again
+        for trial_id in again:
+            self._settle(self._at[trial_id])
+        wanted = {i for trial in trials for i in trial.stages.values()}
+        self._take_on(wanted - self.done - self.failed)
+
+    def prune(self, stage: Stage) -> None:
+        """Note that a search stopped the stage, in which its trial ends."""
+        self._stop(stage)
+        self._drop(stage.id)
+        self.pruned.add(stage.id)
+        if stage.id in self._at:
+            self._settle(self._at[stage.id])
 
     def started(self, stage: Stage) -> Running:
         """Note that a worker took the stage; return its record."""
@@ -203,6 +243,8 @@ class Tally:
             state = "done"
         elif self._broken[place]:
             state = "failed"
+        elif self.plan.trials[place].id in self.pruned:
+            state = "pruned"
         else:
             state = "running" if self._live[place] else "waiting"
         self._counts[self.states[place]] -= 1
@@ -220,7 +262,7 @@ class Tally:
     # ---- what it comes to ----------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return the trials done, running, waiting and failed."""
+        """Return the trials done, running, waiting, failed, and stopped early by a search."""
         return dict(self._counts)
 
     def stage_seconds_left(self, running: Running) -> float:

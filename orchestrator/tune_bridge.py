@@ -14,7 +14,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.resources import Node, Request
-from orchestrator.errors import Drained
+from orchestrator.errors import Drained, Pruned
 
 if TYPE_CHECKING:
     from orchestrator.scheduling import Dispatch
@@ -61,6 +61,7 @@ class Mailbox:
         import asyncio
 
         self._given: dict[str, tuple[int, dict[str, Any] | None]] = {}
+        self._verdicts: dict[str, tuple[tuple[str, int], bool]] = {}
         self._changed = asyncio.Condition()
         self._draining = False
 
@@ -75,6 +76,21 @@ class Mailbox:
         async with self._changed:
             await self._changed.wait_for(lambda: self._given.get(slot, (0, None))[0] == number)
             return self._given.pop(slot)[1]
+
+    async def rule(self, slot: str, stage_id: str, epoch: int, stop: bool) -> None:
+        """Put down whether the slot's stage is to stop after this epoch."""
+        async with self._changed:
+            self._verdicts[slot] = (stage_id, epoch), stop
+            self._changed.notify_all()
+
+    async def verdict(self, slot: str, stage_id: str, epoch: int) -> bool:
+        """Wait for whether the slot's stage is to stop after this epoch."""
+        asked = (stage_id, epoch)
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self._verdicts.get(slot, (None, False))[0] == asked
+            )
+            return self._verdicts.pop(slot)[1]
 
     async def drain(self) -> None:
         """Have stages stop at the end of their epoch."""
@@ -101,7 +117,10 @@ def slot_trainable(config: dict[str, Any]) -> None:
         return _ask(config["mailbox"], method, *arguments)
 
     def report(note: dict[str, Any]) -> None:
-        tune.report({"note": note})
+        assert work is not None
+        tune.report({"note": note, "stage": work["id"]})
+        if is_judged(work, note) and ask("verdict", name, work["id"], note["epoch"]):
+            raise Pruned
         if note.get("event") == "epoch" and ask("draining"):
             raise Drained
 
@@ -110,6 +129,11 @@ def slot_trainable(config: dict[str, Any]) -> None:
             return
         tune.report({"end": run_one(Work(**work), report)})
         work = ask("take", name, number)
+
+
+def is_judged(work: Mapping[str, Any], note: Mapping[str, Any]) -> bool:
+    """Whether a search says, after this note, if the stage is to stop."""
+    return bool(work["watched"]) and note.get("event") in ("epoch", "again")
 
 
 def _ask(mailbox: str, method: str, *arguments: Any) -> Any:
@@ -143,14 +167,17 @@ class _Bridge:
         self._watched = 0.0
         self._numbers: Counter[str] = Counter()
         self._given: dict[str, dict[str, Any] | None] = {}
+        self._works: dict[str, dict[str, Any]] = {}
+        self._rulings: dict[str, tuple[str, int, bool]] = {}
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Open a slot and return the config of its trial, or None."""
         slot = self.dispatch.open(name)
         if slot is None or slot.stage is None:
             return None
+        self._works[name] = asdict(self.dispatch.work(slot.stage))
         return {
-            "work": asdict(self.dispatch.work(slot.stage)),
+            "work": self._works[name],
             "mailbox": self.mailbox_name,
             "bundles": slot.request.bundles(),
             "selectors": slot.request.label_selectors() if slot.request.labels else None,
@@ -162,9 +189,21 @@ class _Bridge:
         work = None if stage is None else asdict(self.dispatch.work(stage))
         self._numbers[name] += 1
         self._given[name] = work
+        if work is not None:
+            self._works[name] = work
         self.mailbox.give.remote(name, self._numbers[name], work)
         if stage is not None:
             self.dispatch.started(name)
+
+    def heard(self, name: str, stage_id: str, note: dict[str, Any]) -> None:
+        """Pass on what a slot's stage reported, and the search's answer to it."""
+        self._rulings.pop(name, None)
+        stop = self.dispatch.heard(name, note)
+        work = self._works.get(name)
+        if work is not None and work["id"] == stage_id and is_judged(work, note):
+            # Whatever else it is: a worker waits for it.
+            self._rulings[name] = stage_id, int(note["epoch"]), bool(stop)
+            self.mailbox.rule.remote(name, *self._rulings[name])
 
     def fetched(self, name: str) -> None:
         """Note that the slot has what it was given: it reports of it, or is gone."""
@@ -194,6 +233,8 @@ class _Bridge:
             self.mailbox.drain.remote()
         for name, work in self._given.items():
             self.mailbox.give.remote(name, self._numbers[name], work)
+        for name, ruling in self._rulings.items():
+            self.mailbox.rule.remote(name, *ruling)
 
 
 def ask_for_nodes(requests: list[Request]) -> None:
@@ -260,7 +301,7 @@ class StageCallback(tune.Callback):  # type: ignore[misc]
         bridge = _DISPATCHES[self.key]
         if "note" in result:
             bridge.fetched(trial.trial_id)
-            bridge.dispatch.heard(trial.trial_id, result["note"])
+            bridge.heard(trial.trial_id, result["stage"], result["note"])
         elif "end" in result:
             bridge.dispatch.ended(trial.trial_id, result["end"])
             bridge.answer(trial.trial_id)

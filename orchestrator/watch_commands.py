@@ -75,7 +75,7 @@ class _Seconds(click.ParamType[float]):
 @click.option(
     "--trials",
     "state",
-    type=Choice("state", ["done", "running", "waiting", "failed"]),
+    type=Choice("state", ["done", "running", "waiting", "failed", "pruned"]),
     help="List every trial in this state, with why it is in it.",
 )
 @click.option(
@@ -457,6 +457,7 @@ def _what(record: dict[str, Any]) -> str:
         "retried": retried,
         "failed": lambda r: f"FAILED: {reason(r)}",
         "finished": finished,
+        "pruned": lambda r: "stopped early by the search: it promised too little",
         "stopped": lambda r: f"its run ended: {r.get('reason')}; a new run goes on from here",
         "full": lambda r: "the log is full; more is not kept",
     }

@@ -1,0 +1,228 @@
+"""Searches on real digits, run in this process: what is tried, told, chosen and scored."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.best import best_studies, write_best
+from orchestrator.observations import VALIDATION
+from orchestrator.session import Place, Session, open_session
+from orchestrator.session import run as run_session
+from orchestrator.stages import _Runner
+from orchestrator.store import open_store
+from retrieval.errors import InputError
+from tests.orchestrator.conftest import BASE
+
+SENSITIVITY = {
+    **BASE,
+    "study": "how_sensitive",
+    "kind": "sensitivity",
+    "methods": [{"csch": {"assign": "A_r"}}],
+    "search": {"gamma": [0.0, 1.0, 100.0], "margin": [0.2, 0.4]},
+    "seeds": [0, 1],
+}
+
+
+def write(folder: Path, study: dict, **changes: object) -> str:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**study, **changes}))
+    return str(path)
+
+
+def opened(home: Path, study: dict, **changes: object) -> Session:
+    home.mkdir(parents=True, exist_ok=True)
+    return open_session(write(home, study, **changes), home=home)
+
+
+def ran(home: Path, study: dict, **changes: object) -> Session:
+    session = opened(home, study, **changes)
+    run_session(session, Place(executor="inline"))
+    return session
+
+
+@pytest.fixture(scope="module")
+def sensitivity(tmp_path_factory) -> Session:
+    return ran(tmp_path_factory.mktemp("sensitivity"), SENSITIVITY)
+
+
+def scored(session: Session) -> dict[tuple[float, float], list[float]]:
+    """Return the test mAP of what was chosen, by its point."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for trial in session.plan.trials:
+        if trial.scored:
+            point = (trial.values["gamma"], trial.values["margin"])
+            found.setdefault(point, []).append(session.store.manifest(trial.id).result["map"])
+    return found
+
+
+def test_the_plan_of_a_search_scores_no_test_query(tmp_path):
+    plan = opened(tmp_path, SENSITIVITY).plan
+    assert plan.of_kind("metrics") == []
+    assert {trial.scored for trial in plan.trials} == {False}
+    # The center (100, 0.2), two more gammas and one more margin, under two seeds.
+    assert len(plan.trials) == 8
+
+
+def test_points_that_only_the_query_reads_share_their_gallery(tmp_path):
+    session = opened(tmp_path, SENSITIVITY)
+    assert session.planner.shared(session.planner.cells[0]) == {"margin"}
+    assert len(session.plan.of_kind("gallery")) == 4  # two margins, two seeds
+    assert len(session.plan.of_kind("query")) == 8
+
+
+def test_what_is_chosen_is_the_best_on_validation_and_the_given_values(sensitivity):
+    means: dict[tuple[float, float], list[float]] = {}
+    for trial in sensitivity.plan.trials:
+        if not trial.scored:
+            final = sensitivity.store.manifest(trial.stages["query"]).result["final"]
+            point = (trial.values["gamma"], trial.values["margin"])
+            means.setdefault(point, []).append(final[VALIDATION])
+    assert len(means) == 4
+    best = max(means, key=lambda point: statistics.fmean(means[point]))
+    assert set(scored(sensitivity)) == {best, (100.0, 0.2)}
+    assert [len(values) for values in scored(sensitivity).values()] == [2, 2]
+
+
+def test_a_search_has_the_numbers_of_separate_trials(sensitivity, tmp_path):
+    for gamma, margin in ((1.0, 0.2), (100.0, 0.4)):
+        alone = ran(
+            tmp_path / f"{gamma}-{margin}",
+            BASE,
+            methods=[{"csch": {"assign": "A_r", "gamma": gamma, "margin": margin}}],
+            seeds=[1],
+        )
+        (trial,) = alone.plan.trials
+        (same,) = [
+            t
+            for t in sensitivity.plan.trials
+            if not t.scored
+            and (t.values["gamma"], t.values["margin"], t.seed) == (gamma, margin, 1)
+        ]
+        one, other = (
+            home.store.manifest(t.stages["query"])
+            for home, t in ((alone, trial), (sensitivity, same))
+        )
+        assert one.result == other.result
+        assert one.files["weights.safetensors"] == other.files["weights.safetensors"]
+
+
+def test_a_search_that_is_over_starts_nothing_again(sensitivity):
+    session = open_session(str(sensitivity.home / "study.yaml"), home=sensitivity.home)
+    assert session.search is not None and session.search.over
+    assert [t.id for t in session.plan.trials] == [t.id for t in sensitivity.plan.trials]
+    assert run_session(session, Place(executor="inline")).ran == 0
+
+
+def test_a_point_that_fails_is_left_out_of_what_is_chosen(tmp_path, monkeypatch):
+    real = _Runner.query
+
+    def breaks(self):
+        if self.setup["params"]["gamma"] == 1.0:
+            raise RuntimeError("no such gamma")
+        return real(self)
+
+    monkeypatch.setattr(_Runner, "query", breaks)
+    session = opened(tmp_path, SENSITIVITY, seeds=[0], search={"gamma": [1.0, 100.0]})
+    result = run_session(session, Place(executor="inline"))
+    assert result.failed == 1
+    assert {t.values["gamma"] for t in session.plan.trials if t.scored} == {100.0}
+    monkeypatch.setattr(_Runner, "query", real)
+    session = open_session(str(tmp_path / "study.yaml"), home=tmp_path)
+    assert run_session(session, Place(executor="inline")).failed == 0
+    observed = [o for o in session.search.observations() if o.number is not None]
+    assert {o.state for o in observed} == {"done"}
+
+
+def test_the_best_is_written_as_a_study_that_needs_no_training(sensitivity, tmp_path):
+    (path,) = write_best(sensitivity, tmp_path / "best.yaml")
+    again = open_session(str(path), home=sensitivity.home)
+    assert again.study.kind == "benchmark"
+    assert run_session(again, Place(executor="inline")).ran == 0
+    best = {t.id for t in sensitivity.search.best}
+    assert {t.id for t in again.plan.trials} == best
+
+
+def test_settings_of_several_cells_that_a_benchmark_would_cross_are_studies_of_their_own(
+    tmp_path,
+):
+    session = ran(
+        tmp_path,
+        SENSITIVITY,
+        bits=[12, 16],
+        seeds=[0],
+        search={"gamma": [1.0, 100.0]},
+        train={**BASE["train"], "epochs": 1},
+    )
+    assert [study["bits"] for study in best_studies(session)] == [[12], [16]]
+    names = [path.name for path in write_best(session, tmp_path / "best.yaml")]
+    assert names == ["best-1.yaml", "best-2.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "part"),
+    [
+        ({"search": None}, "search", "nothing is given"),
+        ({"search": {"gama": [1.0, 2.0]}}, "search.gama", "did you mean 'gamma'"),
+        ({"search": {"gamma": [-1.0, 2.0]}}, "search.gamma", "greater than or equal to 0"),
+        ({"kind": "benchmark"}, "search", "only a study of kind sensitivity or tuning"),
+        ({"tuning": {"trials": 5}}, "tuning", "only a study of kind tuning"),
+        ({"methods": [{"csch": {"gamma": [1.0, 2.0]}}]}, "gamma", "stands under 'search'"),
+        ({"methods": ["csch", {"csch": {"gamma": 1.0}}]}, "methods", "searched 2 times"),
+        (
+            {"train": {**BASE["train"], "validate_every": 0}},
+            "train.validate_every",
+            "is told the validation mAP",
+        ),
+        ({"search": {"dcah": {"k": [1, 2]}}}, "search", "none of csch"),
+        ({"search": {"train.lr_head": [-1.0, 1e-3]}}, "train.lr_head", "greater than or equal"),
+        ({"search": {"pair": ["nobody"]}}, "search.pair", "effnet-resnet"),
+        ({"search": {"bits": [0, 16]}}, "search.bits", "1 to 1024"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_runs(tmp_path, changes, key, part):
+    with pytest.raises(InputError) as caught:
+        opened(tmp_path, SENSITIVITY, **changes)
+    assert key in (caught.value.key or "")
+    assert part in str(caught.value)
+
+
+def test_recipes_and_bits_and_pairs_can_be_searched(tmp_path):
+    pairs = [
+        BASE["pairs"][0],
+        {**BASE["pairs"][0], "name": "other", "query": {"backbone": "test_resnet", "size": 32}},
+    ]
+    session = opened(
+        tmp_path,
+        SENSITIVITY,
+        pairs=pairs,
+        sensitivity={"design": "factorial"},
+        search={
+            "pair": ["effnet-resnet", "other"],
+            "bits": [12, 16],
+            "train.query.lr_head": [1e-3, 3e-3],
+            "gamma": 10.0,
+        },
+        seeds=[0],
+    )
+    (cell,) = session.planner.cells
+    assert (cell.pair, cell.bits) == ("", None)
+    trials = session.plan.trials
+    assert len(trials) == 8
+    assert {(t.pair, t.bits) for t in trials} == {
+        (pair, bits) for pair in ("effnet-resnet", "other") for bits in (12, 16)
+    }
+    rates = {session.plan.stages[t.stages["query"]].setup["recipe"]["lr_head"] for t in trials}
+    assert rates == {1e-3, 3e-3}
+    # With random assignment the gallery depends on the bits alone.
+    assert len(session.plan.of_kind("gallery")) == 2
+    assert session.planner.shared(cell) == {"bits"}
+    assert {t.params["gamma"] for t in trials} == {10.0}
+
+
+def test_validation_trials_are_kept_in_the_store_only_once(sensitivity):
+    store = open_store(sensitivity.home)
+    trained = [t.stages["query"] for t in sensitivity.plan.trials]
+    assert len(set(trained)) == 8 < len(trained)
+    assert all(store.is_done(stage_id) for stage_id in trained)
