@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from orchestrator.variance import (
     Shares,
     complete_table,
     place_of,
+    ranked,
     sampled_shares,
     seed_noise,
     table_shares,
@@ -35,7 +37,7 @@ from retrieval import streams
 from retrieval.metrics.significance import holm
 from search_spaces.designs import curve, identity
 from search_spaces.options import Design
-from search_spaces.space import Categorical, Fixed, Point, Space, Value
+from search_spaces.space import Categorical, Point, Space, Value
 
 Floats = NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
@@ -375,7 +377,7 @@ class ParallelRow(_Statement):
     Attributes:
         number, state, values: of the point.
         places: dimension -> place in [0, 1] on its axis; None where it does not count at the
-            point.
+            point, or where the study's own value is none of its choices.
         validation: mean over its seeds; None where there is none.
     """
 
@@ -742,7 +744,7 @@ def _best_of(
     full = [key for key, seeds in scores.items() if len(seeds) == most]
     if not full:
         return None, {}
-    best = max(full, key=lambda key: math.fsum(scores[key].values()))
+    best = max(full, key=lambda key: statistics.fmean(scores[key].values()))
     found = {
         key: difference(scores[key], scores[best], confidence) for key in scores if key != best
     }
@@ -955,8 +957,8 @@ def held_out(table: Floats) -> float | None:
 def distance(space: Space, one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
     """Return how far two points are from each other, summed over the searched dimensions.
 
-    Numbers are as far as their places in [0, 1], choices 1; a dimension that counts at one of the
-    two alone is 1, one that counts at neither 0.
+    Numbers are as far as their places in [0, 1], other choices 1; a dimension that counts at one of
+    the two alone is 1, one that counts at neither 0.
     """
     return math.fsum(_apart(space, name, one, other) for name in space.searched)
 
@@ -967,7 +969,7 @@ def _apart(space: Space, name: str, one: Mapping[str, Value], other: Mapping[str
     if identity({"": one[name]}) == identity({"": other[name]}):
         return 0.0
     dimension = space.dimensions[name]
-    if isinstance(dimension, Categorical):
+    if isinstance(dimension, Categorical) and not ranked(dimension):
         return 1.0
     return abs(place_of(dimension, one[name]) - place_of(dimension, other[name]))
 
@@ -1022,14 +1024,12 @@ def _default(
 
 
 def _at_edge(space: Space, values: Mapping[str, Value]) -> list[str]:
-    """Return the dimensions with bounds of which the point has the lowest or highest value."""
+    """Return the dimensions of numbers of which the point has the lowest or highest value."""
     names = []
     for name in space.searched:
-        dimension = space.dimensions[name]
-        if name in values and not isinstance(dimension, Categorical | Fixed):
-            place = place_of(dimension, values[name])
-            highest = place_of(dimension, dimension.at(1 - 1e-12))
-            if place <= 0 or place >= highest:
+        ends = space.dimensions[name].ends()
+        if name in values and all(map(_is_number, [values[name], *ends])):
+            if not min(ends) < values[name] < max(ends):
                 names.append(name)
     return names
 
@@ -1074,9 +1074,7 @@ def parallel(found: Sequence[PointSummary], space: Space) -> list[ParallelRow]:
             state=p.state,
             values=dict(p.values),
             places={
-                name: place_of(space.dimensions[name], p.values[name])
-                if name in p.values
-                else None
+                name: _place(space.dimensions[name], p.values[name]) if name in p.values else None
                 for name in space.searched
             },
             validation=p.validation.mean if p.validation and p.state != "pruned" else None,
@@ -1084,6 +1082,14 @@ def parallel(found: Sequence[PointSummary], space: Space) -> list[ParallelRow]:
         for p in sorted(found, key=lambda p: p.number or 0)
         if p.number is not None
     ]
+
+
+def _place(dimension: Any, value: Value) -> float | None:
+    """Return a value's place, or None where it has none: a center may be no value of the space."""
+    try:
+        return place_of(dimension, value)
+    except ValueError:
+        return None
 
 
 def contour(found: Sequence[PointSummary], space: Space, x: str, y: str) -> Contour | None:

@@ -3,10 +3,10 @@
 For inputs that vary independently, V_i is the variance of E[f | x_i] and V that of f. The
 first-order index V_i / V is what x_i explains alone; the total index E[Var(f | all but x_i)] / V
 is that and its part in every interaction (Sobol, "Global sensitivity indices for nonlinear
-mathematical models and their Monte Carlo estimates", 2001; Homma and Saltelli, "Importance measures
-in global sensitivity analysis of nonlinear models", 1996). Every place of a space's unit cube is
-equally likely: a log_float in its logarithm, each choice as often as any other. A dimension that
-does not count at a place has no effect there.
+mathematical models and their Monte Carlo estimates", 2001; Homma and Saltelli, "Importance
+measures in global sensitivity analysis of nonlinear models", 1996). Every place of a space's unit
+cube is equally likely: a log_float in its logarithm, each choice as often as any other. A
+dimension that does not count at a place has no effect there.
 """
 
 from __future__ import annotations
@@ -176,14 +176,15 @@ def sampled_shares(space: Space, points: Sequence[Point], values: Floats) -> Sha
 def encoded(space: Space, points: Sequence[Mapping[str, Value]]) -> Floats:
     """Return points as rows of numbers: a place in [0, 1], or a column for each choice.
 
-    A dimension that does not count at a point is in the middle, or none of its choices.
+    Choices that are numbers are a place too: a model may go by their order. A dimension that does
+    not count at a point is in the middle, or none of its choices.
     """
     columns: list[list[float]] = []
     for point in points:
         row: list[float] = []
         for name in space.searched:
             dimension = space.dimensions[name]
-            if isinstance(dimension, Categorical):
+            if isinstance(dimension, Categorical) and not ranked(dimension):
                 texts = [identity({"": choice}) for choice in dimension.choices]
                 here = identity({"": point[name]}) if name in point else None
                 row += [float(text == here) for text in texts]
@@ -194,16 +195,21 @@ def encoded(space: Space, points: Sequence[Mapping[str, Value]]) -> Floats:
 
 
 def place_of(dimension: Any, value: Value) -> float:
-    """Return a value's place in [0, 1]; of a number beyond the bounds, the nearest end.
+    """Return a value's place in [0, 1] among the others of a dimension.
+
+    Choices that are numbers are evenly spaced, in their order. Of a number between steps or
+    choices the place is between theirs, of one beyond all of them that of the nearest.
 
     Raises:
-        ValueError: the dimension's values have no order and this is none of them, or it is no
-            number.
+        ValueError: the value is none of the dimension's, and it or they are no numbers.
     """
+    choices = ranked(dimension)
+    if choices and _is_number(value):
+        return float(np.interp(value, choices, np.linspace(0, 1, len(choices))))
     try:
         place: float = dimension.place(value)
     except ValueError:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             raise
         low, high = getattr(dimension, "low", None), getattr(dimension, "high", None)
         if low is None or high is None:
@@ -212,6 +218,18 @@ def place_of(dimension: Any, value: Value) -> float:
             return float((value - low) / (high - low))
         return 0.0 if value <= low else 1.0
     return place
+
+
+def ranked(dimension: Any) -> list[float]:
+    """Return the choices of a dimension in ascending order, if it has some and all are numbers."""
+    choices = dimension.choices if isinstance(dimension, Categorical) else []
+    return (
+        sorted(map(float, choices)) if len(choices) > 1 and all(map(_is_number, choices)) else []
+    )
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # ---- decompositions ------------------------------------------------------------------------

@@ -53,9 +53,9 @@ def points(
         values, or through dimensions that do not count) stand once, so that there may be fewer.
 
     Raises:
-        InputError: a dimension of a one-at-a-time or factorial design has no end of values or
-            never counts, nothing is varied, or there are too many dimensions for a Sobol sequence;
-            ``key`` is the dimension's name, or a path below it, or ``sensitivity.design``.
+        InputError: a dimension of a one-at-a-time or factorial design has no end of values,
+            nothing is varied, or there are too many dimensions for a Sobol sequence; ``key`` is
+            the dimension's name, or ``sensitivity.design``.
     """
     if not space.searched:
         raise InputError(
@@ -91,10 +91,6 @@ def activated(space: Space, center: Mapping[str, Value], name: str) -> Point:
         space: has the dimension.
         center: a value of each dimension that counts at it, and possibly of others.
         name: of the dimension.
-
-    Raises:
-        InputError: conditions contradict each other, so that the dimension never counts; ``key``
-            is its ``when``.
     """
     return _completed(space, {**center, **_met(space, center, name)})
 
@@ -111,8 +107,7 @@ def curve(space: Space, center: Mapping[str, Value], name: str) -> list[tuple[Va
         The dimension's values, and before them that of :func:`activated` where it is none of them.
 
     Raises:
-        InputError: the dimension has no end of values, or never counts; ``key`` is its name, or a
-            path below it.
+        InputError: the dimension has no end of values; ``key`` is its name.
     """
     around = {**center, **activated(space, center, name)}
     try:
@@ -126,22 +121,18 @@ def curve(space: Space, center: Mapping[str, Value], name: str) -> list[tuple[Va
 
 
 def _met(space: Space, center: Mapping[str, Value], name: str) -> dict[str, Value]:
-    """Return values of all that a dimension depends on, with which it counts."""
+    """Return values of all that a dimension depends on, with which it counts.
+
+    Conditions that contradict each other are not in a space.
+    """
     allowed: dict[str, dict[str, Value]] = {}
     waiting = [name]
     while waiting:
         child = waiting.pop()
         for parent, values in space.dimensions[child].when.items():
             asked = {identity({"": value}): value for value in values}
-            both = {k: v for k, v in allowed.get(parent, asked).items() if k in asked}
-            if not both:
-                raise InputError(
-                    f"what {name!r} depends on asks {parent!r} for other values, so that it "
-                    "never counts",
-                    key=f"{child}.when.{parent}",
-                    value=values,
-                )
-            allowed[parent] = both
+            known = allowed.get(parent, asked)
+            allowed[parent] = {text: value for text, value in known.items() if text in asked}
             waiting.append(parent)
     return {
         parent: center[parent]
