@@ -131,9 +131,9 @@ class Tuning(_Strict):
     @model_validator(mode="after")
     def _together(self) -> Tuning:
         several = len(self.objectives) > 1
-        if several and self.sampler in ("cmaes", "gp"):
+        if several and self.sampler == "cmaes":
             raise ValueError(
-                f"sampler {self.sampler!r} has one objective; take nsga2, tpe, random or grid"
+                f"sampler {self.sampler!r} has one objective; take nsga2, tpe, gp, random or grid"
             )
         if several and self.pruner != "none":
             raise ValueError("with several objectives nothing can be stopped early: pruner: none")
