@@ -175,6 +175,26 @@ class Search:
         counted = len(states) - failed - states.count("infeasible")
         return 0 if failed > self._options.trials else max(0, self._options.trials - counted)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is running, and there is nothing more to ask for."""
+        with quiet():
+            stored = self._stored()
+            if any(s.tried.state == "running" for s in stored):
+                return False
+            if self._room(stored) == 0:
+                return True
+            if self._options.sampler != "grid":
+                return False
+            return self._sampler.propose(self._history(stored, (-1, ""))[0]) is None
+
+    @property
+    def others(self) -> bool:
+        """Whether drivers that live have trials in work beside this one."""
+        with quiet():
+            drivers = {s.driver for s in self._stored() if s.tried.state == "running"}
+            return any(d != self._driver.name and not self._driver.is_dead(d) for d in drivers)
+
     # ---- asking --------------------------------------------------------------------------
 
     def _ask_batch(self, batch: int, asked_by: str, size: int) -> None:
