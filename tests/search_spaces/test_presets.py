@@ -1,30 +1,378 @@
-"""Studies that ship: named as their files, and every one plans where its data are there."""
+"""Studies that ship: named as their files, planned on datasets of the real sizes, as published."""
 
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from orchestrator.plan import build_plan
-from orchestrator.study import load_study
+from methods.base import METHODS
+from methods.pairs import SideSpec
+from orchestrator.plan import Plan, Planner, build_plan
+from orchestrator.study import Study, load_study
+from retrieval.datasets.base import DatasetIndex
+from retrieval.datasets.cifar10 import CLASSES, Cifar10
+from retrieval.datasets.coco import Coco
+from retrieval.datasets.imagenet100 import ImageNet100
 from search_spaces.presets import presets
+
+SEARCHES = {"csch_sensitivity", "csch_sensitivity_digits", "csch_tuning", "digits_tuning"}
+BITS = [12, 24, 32, 48]
+BASELINES = ["daph", "csq", "orthohash", "mdsh"]
+
+
+@cache
+def loaded(name: str) -> Study:
+    study, _ = load_study(presets()[name].read_text("utf-8"), f"{name}.yaml", Path.cwd())
+    return study
+
+
+# ---- datasets of the real sizes ----------------------------------------------------------------
+
+
+@cache
+def _cifar10() -> DatasetIndex:
+    labels = np.repeat(np.arange(10), 6_000)
+    keys = [f"{CLASSES[label]}/{n:05}.png" for n, label in enumerate(labels)]
+    return DatasetIndex(keys, labels, list(CLASSES), "c" * 64)
+
+
+@cache
+def _imagenet100() -> DatasetIndex:
+    classes = [f"n{number:08}" for number in range(100)]
+    train = [(f"train/{c}/{n}.JPEG", k) for k, c in enumerate(classes) for n in range(1_285)]
+    val = [(f"val/{c}/{n}.JPEG", k) for k, c in enumerate(classes) for n in range(50)]
+    keys, labels = zip(*train, *val, strict=True)
+    return DatasetIndex(list(keys), np.array(labels), classes, "i" * 64)
+
+
+@cache
+def _coco() -> DatasetIndex:
+    labels = np.zeros((122_218, 80), dtype=np.uint8)
+    rows = np.arange(len(labels))
+    for shift in (0, 7, 31):  # three labels an image
+        labels[rows, (rows + shift) % 80] = 1
+    keys = [f"train2017/{row:012}.jpg" for row in rows]
+    return DatasetIndex(keys, labels, [f"class {n}" for n in range(80)], "o" * 64)
+
+
+@pytest.fixture
+def real_sizes(monkeypatch):
+    """Datasets that need files have their real number of images and classes, and no pixels."""
+    for cls, index in ((Cifar10, _cifar10), (ImageNet100, _imagenet100), (Coco, _coco)):
+        monkeypatch.setattr(cls, "load_index", lambda self, index=index: index())
+
+
+def planned(name: str, home: Path) -> Plan:
+    return build_plan(loaded(name), folder=Path.cwd(), home=home)
+
+
+# ---- all of them -------------------------------------------------------------------------------
 
 
 def test_presets_are_found_by_the_names_of_their_files():
     found = presets()
-    assert {"quickstart", "cifar10_mini"} <= set(found)
+    assert {"quickstart", "cifar10_mini", "all_methods", *SEARCHES} <= set(found)
     assert all(path.is_file() and path.name == f"{name}.yaml" for name, path in found.items())
 
 
 @pytest.mark.parametrize("name", sorted(presets()))
-def test_a_presets_header_says_how_to_run_it(name):
-    text = presets()[name].read_text(encoding="utf-8")
-    assert f"asymbench run {name}" in text
+def test_a_preset_is_named_and_described_and_its_header_says_how_to_run_it(name):
+    study = loaded(name)
+    command = "tune" if study.kind == "tuning" else "run"
+    assert f"# Command:  asymbench {command} {name}" in presets()[name].read_text("utf-8")
+    assert study.study == name
+    assert study.description
+
+
+@pytest.mark.parametrize("name", sorted(set(presets()) - SEARCHES))
+def test_every_benchmark_plans(name, tmp_path, real_sizes):
+    study, plan = loaded(name), planned(name, tmp_path)
+    assert {trial.bits for trial in plan.trials} == set(study.bits)
+    assert len({trial.id for trial in plan.trials}) == len(plan.trials)
+
+
+@pytest.mark.parametrize("name", sorted(SEARCHES))
+def test_every_search_plans_up_to_the_ends_of_its_space(name, tmp_path, real_sizes):
+    planner = Planner(loaded(name), folder=Path.cwd(), home=tmp_path)
+    assert [cell.method for cell in planner.cells] == ["csch"]
+    (cell,) = planner.cells
+    assert planner.values_of(cell) in cell.space  # it begins at the published setting
+
+
+def _counts(name: str) -> dict[str, int]:
+    """Return what the header says a study costs: trials, and trainings by kind."""
+    text = presets()[name].read_text("utf-8").split("study:")[0]
+    cost = " ".join(text.split("# Cost:")[1].split("# Command:")[0].replace("#", " ").split())
+    found = {"trials": int(re.match(r"(\d+) trials", cost)[1])}
+    for kind, words in (
+        ("gallery", "of a gallery"),
+        ("query", "of a query"),
+        ("joint", "of both"),
+    ):
+        # "16 trainings of a gallery, which 12 of a query share, and 8 of both"
+        matches = re.findall(rf"(\d+) (?:trainings )?{words}", cost)
+        found[kind] = int(matches[0]) if matches else 0
+        assert len(matches) <= 1
+    return found
+
+
+COUNTED = sorted(n for n in presets() if n.startswith("table") or n == "all_methods")
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_cost_in_a_tables_header_is_that_of_its_plan(name, tmp_path, real_sizes):
+    plan = planned(name, tmp_path)
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    assert _counts(name) == {
+        "trials": len(plan.trials),
+        "gallery": kinds["gallery"],
+        "query": kinds["query"],
+        "joint": kinds["joint"],
+    }
 
 
 def test_the_quickstart_shares_its_galleries(tmp_path):
-    study, _ = load_study(presets()["quickstart"].read_text(), "quickstart.yaml", Path.cwd())
-    plan = build_plan(study, folder=Path.cwd(), home=tmp_path)
+    plan = planned("quickstart", tmp_path)
     # 4 methods x 2 lengths x 2 query networks; by length one gallery of csch, which l2 distils
     # from too, one of orthohash and one of csq, and each serves both query networks
     assert len(plan.trials) == 16
     assert len(plan.of_kind("gallery")) == 6
+
+
+# ---- the published tables ----------------------------------------------------------------------
+
+
+def rows(*names: str) -> set[tuple]:
+    """Return (dataset, pair, method, settings as given, code length) of all trials of studies."""
+    found = set()
+    for name in names:
+        study = loaded(name)
+        for grid in study.method_grids():
+            axes = [v if isinstance(v, list) else [v] for v in grid.given.values()]
+            for point in itertools.product(*axes):
+                given = tuple(sorted(zip(grid.given, point, strict=True)))
+                for data, pair, bits in itertools.product(study.datasets, study.pairs, study.bits):
+                    label = pair if isinstance(pair, str) else pair["name"]
+                    found.add((data["name"], label, grid.name, given, bits))
+    return found
+
+
+CSCH = {
+    "cifar10": {"gamma": 100.0, "margin": 0.3},
+    "imagenet100": {"gamma": 10.0, "margin": 0.2},
+    "coco": {"gamma": 100.0, "margin": 0.2},
+}
+"""Section 4.3 of the paper; tau is 1/8 and the assignment A_q, which are the defaults."""
+
+OF_TABLE = {
+    "table2": [
+        "table2_cifar10",
+        "table2_cifar10_upper",
+        "table2_imagenet100_mnv3s",
+        "table2_imagenet100_mnv3l",
+        "table2_imagenet100_upper",
+        "table2_coco_mnv3s",
+        "table2_coco_mnv3l",
+        "table2_coco_upper",
+    ],
+    "table3": ["table3", "table3_upper"],
+    "table4": ["table4"],
+    "table5": ["table5_imagenet100", "table5_coco"],
+    "table6": ["table6_imagenet100", "table6_coco"],
+    "table7": ["table7"],
+    "table8": ["table8_mnv3s", "table8_mnv3l"],
+}
+
+
+def csch(data: str, **more: object) -> tuple:
+    return tuple(sorted({**CSCH[data], **more}.items()))
+
+
+def baseline(method: str, data: str) -> tuple:
+    """OrthoHash's margin is that of its code: 0.3 on CIFAR-10, else 0.2."""
+    margin = 0.3 if data == "cifar10" else 0.2
+    return (("margin", margin),) if method == "orthohash" else ()
+
+
+def test_there_is_a_file_for_every_part_of_every_table():
+    shipped = {name for name in presets() if name.startswith("table")}
+    assert shipped == set(itertools.chain(*OF_TABLE.values()))
+
+
+def test_table_2_has_every_row_and_column():
+    expected = set()
+    for data, bits in itertools.product(CSCH, BITS):
+        for pair in ("mnv3s-rn50", "mnv3l-rn101"):
+            expected |= {(data, pair, m, baseline(m, data), bits) for m in BASELINES}
+            expected.add((data, pair, "csch", csch(data), bits))
+        for pair in ("rn50-rn50", "rn101-rn101"):
+            expected.add((data, pair, "csch", csch(data), bits))
+    assert len(expected) == 12 * 12  # 12 rows, 3 datasets x 4 lengths
+    assert rows(*OF_TABLE["table2"]) == expected
+
+
+def test_table_3_has_every_row_and_column_with_both_readings_of_its_query_network():
+    expected = set()
+    for bits in BITS:
+        for pair in ("mvitxxs-vitb16", "mvitxs-vitb16"):
+            expected |= {("coco", pair, m, baseline(m, "coco"), bits) for m in BASELINES}
+            expected.add(("coco", pair, "csch", csch("coco"), bits))
+        expected.add(("coco", "vitb16-vitb16", "csch", csch("coco"), bits))
+    assert rows(*OF_TABLE["table3"]) == expected
+
+
+def _on(data: str, given: tuple, bits: list[int] = BITS, pair: str = "mnv3s-rn50") -> set[tuple]:
+    return {(data, pair, "csch", given, length) for length in bits}
+
+
+def test_table_4_has_every_instance_term_with_and_without_a_gradient_to_the_gallery():
+    terms = ["none", "released_code", "contr_grad", "cont_sg", "contr_sg", "binary_sg"]
+    expected = set().union(*(_on("coco", csch("coco", instance=term)) for term in terms))
+    assert rows("table4") == expected
+
+
+def test_the_gradient_reaches_the_gallery_in_two_rows_of_table_4(tmp_path, real_sizes):
+    trials = planned("table4", tmp_path).trials
+    joint = {trial.params["instance"] for trial in trials if "joint" in trial.stages}
+    assert joint == {"released_code", "contr_grad"}
+
+
+def test_table_5_has_the_querys_two_terms_alone_and_together():
+    expected = set()
+    for data in ("imagenet100", "coco"):
+        expected |= _on(data, csch(data, instance="none"))
+        expected |= _on(data, csch(data, query_center=False))
+        expected |= _on(data, csch(data))
+    assert rows(*OF_TABLE["table5"]) == expected
+
+
+def test_table_6_has_every_assignment():
+    expected = set()
+    for data, assign in itertools.product(("imagenet100", "coco"), ("A_r", "A_q", "A_g", "A_b")):
+        expected |= _on(data, csch(data, assign=assign))
+    assert rows(*OF_TABLE["table6"]) == expected
+
+
+def test_table_7_has_every_center_loss_at_three_lengths():
+    losses = ("bce", "label_smoothing", "csch")
+    expected = set().union(
+        *(_on("coco", csch("coco", center_loss=loss), [12, 24, 32]) for loss in losses)
+    )
+    assert rows("table7") == expected
+
+
+def test_table_8_has_every_crop_of_both_pairs():
+    expected = set()
+    for pair, size in itertools.product(("mnv3s-rn50", "mnv3l-rn101"), (160, 196, 224, 256)):
+        expected |= _on("coco", csch("coco"), [32], f"{pair}-{size}")
+    assert rows(*OF_TABLE["table8"]) == expected
+    for name in OF_TABLE["table8"]:
+        for pair in loaded(name).pairs:
+            size = int(pair["name"].rpartition("-")[2])
+            assert pair["query"]["size"] == pair["gallery"]["size"] == size
+
+
+def test_table_8_has_the_column_of_table_2_at_its_size(tmp_path, real_sizes):
+    for tag in ("mnv3s", "mnv3l"):
+        eight = {trial.id for trial in planned(f"table8_{tag}", tmp_path).trials}
+        two = {trial.id for trial in planned(f"table2_coco_{tag}", tmp_path).trials}
+        assert len(eight & two) == 1
+
+
+@pytest.mark.parametrize("name", sorted(itertools.chain(*OF_TABLE.values())))
+def test_every_table_is_trained_as_section_4_3_says(name, tmp_path, real_sizes):
+    study, plan = loaded(name), planned(name, tmp_path)
+    (at,) = {trial.at for trial in plan.trials}
+    (dataset,) = {trial.dataset for trial in plan.trials}
+    assert at == {"cifar10": "all", "imagenet100": 1000, "coco": 5000}[dataset]
+    backbones = {trial.query_backbone for trial in plan.trials}
+    small = backbones == {"mobilenetv3_small_100.lamb_in1k"} and dataset != "cifar10"
+    for side in ("query", "gallery"):
+        recipe = study.train.side(side)
+        assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (150, 64, "adam")
+        assert (recipe.weight_decay, recipe.schedule) == (5e-4, "constant")
+        rate = 2e-5 if small and side == "query" else 1e-5
+        assert (recipe.lr_backbone, recipe.lr_head) == (rate, pytest.approx(10 * rate))
+    for trial in plan.trials:
+        if trial.method == "csch":
+            assert trial.params["tau"] == 0.125
+    sides = {
+        (side["backbone"], side["size"], side["weights"].split(":")[0])
+        for stage in plan.stages.values()
+        for side in stage.identity.values()
+        if isinstance(side, dict) and "backbone" in side
+    }
+    assert {weights for _, _, weights in sides} == {"pretrained"}
+    assert {size for _, size, _ in sides} == (
+        {160, 196, 224, 256} if name.startswith("table8") else {224}
+    )
+
+
+def test_all_methods_has_every_method_at_its_default(tmp_path, real_sizes):
+    assert rows("all_methods") == {
+        ("cifar10", "mnv3s-rn50", name, (), bits) for name in METHODS.names() for bits in BITS
+    }
+
+
+# ---- sensitivity and tuning --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["csch_sensitivity", "csch_sensitivity_digits"])
+def test_sensitivity_has_the_values_of_figure_7(name):
+    study = loaded(name)
+    assert study.search == {
+        "gamma": [0.0, 0.1, 1.0, 10.0, 100.0, 1000.0],
+        "margin": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+        "tau": [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0],
+    }
+    assert study.sensitivity.design == "one_at_a_time"
+    assert study.bits == [32]
+    assert len(study.seeds) == 3
+
+
+def test_sensitivity_varies_around_the_published_setting_of_its_dataset():
+    (grid,) = loaded("csch_sensitivity").method_grids()
+    assert grid.given == {**CSCH["cifar10"], "tau": 0.125}
+
+
+@pytest.mark.parametrize("name", ["csch_tuning", "digits_tuning"])
+def test_points_that_share_a_gallery_differ_in_what_only_the_query_reads(
+    name, tmp_path, real_sizes
+):
+    planner = Planner(loaded(name), folder=Path.cwd(), home=tmp_path)
+    (cell,) = planner.cells
+    center = planner.values_of(cell)
+    shared = {}
+    for dimension, found in cell.space.dimensions.items():
+        for value in found.ends():
+            planner.add(cell, {**center, dimension: value}, [0])
+        galleries = {trial.stages["gallery"] for trial in planner.plan.trials}
+        shared[dimension] = len(galleries) == 1
+        planner.plan.trials.clear()
+    of_query = {name for name in cell.space.dimensions if name.startswith("train.query.")}
+    assert {dimension for dimension, one in shared.items() if one} == {"gamma", *of_query}
+    assert {dimension for dimension, one in shared.items() if not one} == {"margin", "tau"}
+
+
+def test_backbones_of_the_tables_are_the_published_ones_with_pinned_tags(tmp_path, real_sizes):
+    named = {
+        side["backbone"]
+        for name in itertools.chain(*OF_TABLE.values())
+        for pair in loaded(name).pairs
+        if isinstance(pair, dict)
+        for side in (pair["query"], pair["gallery"])
+    }
+    assert named == {
+        "mobilenetv3_small_100.lamb_in1k",
+        "mobilenetv3_large_100.ra_in1k",
+        "resnet50.a1_in1k",
+        "resnet101.a1h_in1k",
+    }
+    for backbone in named:
+        SideSpec(backbone=backbone, size=224).check()
