@@ -22,6 +22,7 @@ _LOG_FROM = 50.0
 """Largest magnitude over the smallest from which a linear axis hides the small ones."""
 _EVERY_TICK = 8
 """Up to so many distinct values each has its own tick."""
+_EVERY_CHOICE = 12
 _LONGEST = 24
 
 
@@ -111,6 +112,18 @@ def axis_of(name: str, values: Sequence[Value], dimension: Dimension | None = No
         return _log_axis(name, numbers, positive)
     places = {number: number for number in numbers}
     return _finished(name, "linear", places, _texts(numbers))
+
+
+def dimension_ticks(dimension: Dimension) -> list[tuple[float, str]]:
+    """Return (place in [0, 1], text) of what is labelled on a dimension's own scale."""
+    from orchestrator.variance import place_of
+
+    values: Sequence[Value] = [dimension.at(unit) for unit in (0.0, 0.25, 0.5, 0.75, 1 - 1e-12)]
+    if isinstance(dimension, Categorical):
+        values = dimension.choices
+        if len(values) > _EVERY_CHOICE:
+            values = [values[0], values[len(values) // 2], values[-1]]
+    return sorted({(place_of(dimension, value), value_text(value)) for value in values})
 
 
 def _categories(name: str, values: Sequence[Value], dimension: Dimension | None) -> Axis:

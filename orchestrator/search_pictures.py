@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.search_axes import Axis, axis_of, shortened, value_text
+from orchestrator.search_axes import Axis, axis_of, dimension_ticks, shortened, value_text
 from orchestrator.search_report import (
     OBJECTIVES,
     SearchResults,
@@ -26,7 +26,6 @@ from orchestrator.search_report import (
 )
 from orchestrator.wording import plural
 from retrieval.atomic import write_atomic
-from search_spaces.space import Categorical, Dimension
 
 if TYPE_CHECKING:
     from orchestrator.findings import Contour, Curve, CurvePoint, Estimate, Findings
@@ -50,6 +49,9 @@ _DPI = 150
 _INCHES = PIXELS / _DPI
 _FONT = 9.0  # points: 16 pixels high where the picture is 1000 wide
 _TOGETHER = len(COLOURS)  # cells that share panels
+_LONGEST_KEY = 56
+_LONGEST_TITLE = 48  # two stand beside each other
+_FOOT = 0.03  # part of a panel's height between two bars at its foot
 
 
 def draw(results: SearchResults, folder: Path) -> list[Path]:
@@ -117,14 +119,20 @@ def sensitivity_figure(results: SearchResults) -> Any | None:
         return None
     groups = [cells[i : i + _TOGETHER] for i in range(0, len(cells), _TOGETHER)]
     names = [_curve_names(group) for group in groups]
-    heights = [2.9 * -(-len(own) // _columns(len(own))) + 0.7 for own in names]
-    figure = _figure(sum(heights) + 0.4)
+    called = {
+        cell.number: name
+        for (cell, _), name in zip(cells, cell_names([cell for cell, _ in cells]), strict=True)
+    }
+    keys = [_sensitivity_keys(group, called) for group in groups]
+    heights = [
+        2.8 * -(-len(own) // _columns(len(own))) + _legend_height([text for _, text in key])
+        for own, key in zip(names, keys, strict=True)
+    ]
+    figure = _figure(sum(heights) + 0.5)
     parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
-    called = dict(
-        zip((c.number for c, _ in cells), cell_names([c for c, _ in cells]), strict=True)
-    )
-    for part, group, own in zip(parts, groups, names, strict=True):
-        _sensitivity_part(part, results, group, own, called)
+    for part, group, own, key in zip(parts, groups, names, keys, strict=True):
+        _sensitivity_part(part, group, own)
+        _legend(part, key)
     _headline(figure, f"Sensitivity of the validation mAP · {_seeds(results)}", results, cells)
     return figure
 
@@ -140,11 +148,7 @@ def _curve_names(group: Sequence[tuple[SearchCell, Findings]]) -> list[str]:
 
 
 def _sensitivity_part(
-    part: Any,
-    results: SearchResults,
-    group: Sequence[tuple[SearchCell, Findings]],
-    names: Sequence[str],
-    called: Mapping[int, str],
+    part: Any, group: Sequence[tuple[SearchCell, Findings]], names: Sequence[str]
 ) -> None:
     axes = _panels(part, len(names), sharey=True)
     for name, axis in zip(names, axes, strict=True):
@@ -156,30 +160,31 @@ def _sensitivity_part(
         ]
         scale = axis_of(
             name,
-            [point.value for *_, curve in curves for point in _known(curve)],
+            [point.value for *_, curve in curves for point in curve.points],
             curves[0][1].space.dimensions.get(name),
         )
         _mark_axis(axis, scale)
         _note_center(axis, scale, [curve for *_, curve in curves])
+        _note_unknown(axis, scale, [curve for *_, curve in curves])
         for place, _, _, curve in curves:
-            _draw_curve(axis, scale, curve, place, alone=len(group) == 1)
+            _draw_curve(axis, scale, curve, place, len(group))
     _limit_map(axes, [found for _, found in group])
     for axis in axes:
         if axis.get_subplotspec().is_first_col():
             axis.set_ylabel("mAP")
-    _legend(part, _sensitivity_keys(results, group, called))
 
 
 def _known(curve: Curve) -> list[CurvePoint]:
     return [point for point in curve.points if point.validation is not None]
 
 
-def _draw_curve(axis: Any, scale: Axis, curve: Curve, place: int, *, alone: bool) -> None:
-    """Draw one cell's curve in one panel."""
+def _draw_curve(axis: Any, scale: Axis, curve: Curve, place: int, cells: int) -> None:
+    """Draw the curve of one of so many cells in one panel."""
+    alone = cells == 1
     colour, line, marker = COLOURS[place], _LINES[place], _MARKERS[place]
     points = sorted(_known(curve), key=lambda point: scale.place(point.value))
     xs = [scale.place(point.value) for point in points]
-    dodge = 0.0 if alone else (place - 2.5) * 0.01 * (scale.high - scale.low)
+    dodge = (place - (cells - 1) / 2) * 0.012 * (scale.high - scale.low)
     xs = [x + dodge for x in xs]
     means = [_estimate(point).mean for point in points]
     lows, highs = _bounds(points)
@@ -267,7 +272,7 @@ def _shade_flat(axis: Any, scale: Axis, curve: Curve) -> None:
 
 def _foot_flat(axis: Any, scale: Axis, curve: Curve, place: int) -> None:
     """Draw the values that cannot be told from the best as a bar at the foot of the panel."""
-    height = 0.02 + 0.022 * place
+    height = 0.018 + _FOOT * place
     for left, right in _flat_ranges(scale, curve):
         axis.plot(
             [left, right],
@@ -301,7 +306,7 @@ def _flat_ranges(scale: Axis, curve: Curve) -> list[tuple[float, float]]:
 
 def _note_center(axis: Any, scale: Axis, curves: Sequence[Curve]) -> None:
     """Draw a line at the study's own value, of each cell where they differ."""
-    known = {value_text(point.value): point.value for c in curves for point in _known(c)}
+    known = {value_text(point.value) for c in curves for point in c.points}
     centers = {value_text(c.center): c.center for c in curves if c.center is not None}
     for text, value in centers.items():
         if text in known:
@@ -310,7 +315,20 @@ def _note_center(axis: Any, scale: Axis, curves: Sequence[Curve]) -> None:
             )
 
 
-def _limit_map(axes: Sequence[Any], found: Iterable[Findings]) -> None:
+def _note_unknown(axis: Any, scale: Axis, curves: Sequence[Curve]) -> None:
+    """Draw a cross at the foot of a value that some cell has no mAP of."""
+    unknown = sorted(
+        {scale.place(p.value) for c in curves for p in c.points if p.validation is None}
+    )
+    if unknown:
+        axis.plot(
+            unknown, [0.03] * len(unknown), marker="x",
+            linestyle="", color=_QUIET, markersize=7, markeredgewidth=1.6, gid="unknown",
+            transform=axis.get_xaxis_transform(),
+        )  # fmt: skip
+
+
+def _limit_map(axes: Sequence[Any], found: Sequence[Findings]) -> None:
     """Have the panels show every mean, seed and test value, and of wide intervals a part.
 
     With two seeds an interval is wide enough to flatten everything else.
@@ -327,13 +345,12 @@ def _limit_map(axes: Sequence[Any], found: Iterable[Findings]) -> None:
     low = max(min(values) - 0.5 * span, min([*values, *ends]))
     high = min(max(values) + 0.5 * span, max([*values, *ends]))
     margin = 0.08 * max(high - low, 0.01)
-    axes[0].set_ylim(low - 1.5 * margin, high + margin)
+    foot = _FOOT * (len(found) - 1) * (high - low)  # nothing lies behind the bars
+    axes[0].set_ylim(low - 1.2 * margin - foot, high + margin)
 
 
 def _sensitivity_keys(
-    results: SearchResults,
-    group: Sequence[tuple[SearchCell, Findings]],
-    called: Mapping[int, str],
+    group: Sequence[tuple[SearchCell, Findings]], called: Mapping[int, str]
 ) -> list[tuple[Any, str]]:
     """Return what the legend of some cells explains: only what is there to see."""
     line2d = importlib.import_module("matplotlib.lines").Line2D
@@ -368,6 +385,9 @@ def _sensitivity_keys(
         if len(group) > 1:
             flat = line2d([], [], color=_QUIET, linewidth=3)
         keys.append((flat, "cannot be told from the best"))
+    if any(point.validation is None for curve in curves for point in curve.points):
+        cross = line2d([], [], marker="x", linestyle="", color=_QUIET, markeredgewidth=1.6)
+        keys.append((cross, "failed, or not measured yet"))
     if any(point.test is not None for point in points):
         edge = _TEST if len(group) == 1 else "black"
         test = line2d([], [], marker="D", linestyle="", color="white", markeredgecolor=edge)
@@ -407,22 +427,26 @@ def _contour_panel(figure: Any, axis: Any, cell: SearchCell, contour: Contour) -
     )
     xs = [across.place(value) for value in contour.xs]
     ys = [up.place(value) for value in contour.ys]
-    known = [mean for row in contour.means for mean in row if mean is not None]
+    means = [mean for row in contour.means for mean in row if mean is not None]
     measured = [point[2] for point in contour.points]
-    low, high = min(known + measured), max(known + measured)
+    low, high = min(means + measured), max(means + measured)
     if low == high:
         low, high = low - 0.005, high + 0.005
-    values = [[float("nan") if mean is None else mean for mean in row] for row in contour.means]
-    mesh = axis.pcolormesh(
-        _edges(xs), _edges(ys), values, cmap="viridis", vmin=low, vmax=high, gid="means"
-    )
-    mesh.set_edgecolor("face")
+    shades = {"cmap": "viridis", "vmin": low, "vmax": high}
     _mark_axis(axis, across)
-    axis.set_xlim(_edges(xs)[0], _edges(xs)[-1])
     _mark_upright(axis, up)
-    axis.set_ylim(_edges(ys)[0], _edges(ys)[-1])
     axis.grid(visible=False)
-    if contour.kind == "grid" and len(xs) <= 8 and len(ys) <= 8:
+    if means:
+        values = [
+            [float("nan") if mean is None else mean for mean in row] for row in contour.means
+        ]
+        mesh = axis.pcolormesh(_edges(xs), _edges(ys), values, gid="means", **shades)
+        mesh.set_edgecolor("face")
+        axis.set_xlim(_edges(xs)[0], _edges(xs)[-1])
+        axis.set_ylim(_edges(ys)[0], _edges(ys)[-1])
+    places = [(across.place(p[0]), up.place(p[1])) for p in contour.points]
+    written = contour.kind == "grid" and len(xs) <= 8 and len(ys) <= 8
+    if written:
         for y, row in zip(ys, contour.means, strict=True):
             for x, mean in zip(xs, row, strict=True):
                 if mean is not None:
@@ -433,11 +457,11 @@ def _contour_panel(figure: Any, axis: Any, cell: SearchCell, contour: Contour) -
                         color="white" if dark else "black",
                     )  # fmt: skip
     else:
-        places = [(across.place(p[0]), up.place(p[1])) for p in contour.points]
-        axis.scatter(
-            *_columns_of(places), c=measured, cmap="viridis", vmin=low, vmax=high, s=26,
-            edgecolors="white", linewidths=0.9, gid="points",
+        dots = axis.scatter(
+            *_columns_of(places), c=measured, s=26, edgecolors="white" if means else "black",
+            linewidths=0.9, gid="points", **shades,
         )  # fmt: skip
+        mesh = mesh if means else dots
     best = max(contour.points, key=lambda point: (point[2], -point[3]))
     raised = 0.0
     if contour.kind == "grid":  # beside the number in the field
@@ -574,7 +598,7 @@ def _parallel_panel(figure: Any, axis: Any, cell: SearchCell, found: Findings) -
         for lies, text in dimension_ticks(cell.space.dimensions[name]):
             _tick_text(axis, place, lies, text)
         if any(row.places.get(name) is None for row in rows):
-            _tick_text(axis, place, -0.14, "not used")
+            _tick_text(axis, place, -0.14, "n/a")
     axis.axvline(len(names), color="#404040", linewidth=1.0)
     for part in (0.0, 0.5, 1.0) if high > low else (0.0,):
         _tick_text(axis, len(names), part, f"{low + part * (high - low):.4f}")
@@ -597,17 +621,6 @@ def _tick_text(axis: Any, x: float, y: float, text: str) -> None:
         bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}, gid="tick",
     )  # fmt: skip
     drawn.set_parse_math(False)
-
-
-def dimension_ticks(dimension: Dimension) -> list[tuple[float, str]]:
-    """Return (place in [0, 1], text) of what is labelled on a dimension's own scale."""
-    if isinstance(dimension, Categorical):
-        choices = dimension.choices
-        if len(choices) > 12:
-            choices = [choices[0], choices[len(choices) // 2], choices[-1]]
-        return [(dimension.place(choice), value_text(choice)) for choice in choices]
-    values = dict.fromkeys(dimension.at(unit) for unit in (0.0, 0.25, 0.5, 0.75, 1 - 1e-12))
-    return [(dimension.place(value), value_text(value)) for value in values]
 
 
 # ---- the course of a search ----------------------------------------------------------------
@@ -700,7 +713,7 @@ def epochs_figure(results: SearchResults) -> Any | None:
             _title(axis, name)
     line2d = importlib.import_module("matplotlib.lines").Line2D
     keys = [
-        (line2d([], [], color=COLOURS[1], linewidth=2.4), "recommended, each seed"),
+        (line2d([], [], color=COLOURS[1], linewidth=1.8), "recommended, each seed"),
         (line2d([], [], color=COLOURS[0], linewidth=1.0), "other trials"),
     ]
     if stopped:
@@ -733,7 +746,7 @@ def _epochs_panel(axis: Any, found: Findings, trials: Sequence[Observation]) -> 
                 markevery=[-1], markersize=6, gid="pruned",
             )  # fmt: skip
         elif trial.number == best:
-            axis.plot(epochs, values, color=COLOURS[1], linewidth=2.4, gid="recommended")
+            axis.plot(epochs, values, color=COLOURS[1], linewidth=1.8, gid="recommended")
         else:
             axis.plot(epochs, values, color=COLOURS[0], linewidth=1.0, alpha=faint, gid="done")
     axis.set_xlabel("epoch")
@@ -881,6 +894,7 @@ def _plain(texts: Iterable[Any]) -> None:
 
 
 def _title(axis: Any, text: str) -> None:
+    text = "\n".join(shortened(line, _LONGEST_TITLE) for line in text.split("\n"))
     axis.set_title(text, loc="left", fontsize=_FONT, parse_math=False)
 
 
@@ -889,16 +903,26 @@ def _headline(
 ) -> None:
     """Write what a figure shows, and of what."""
     cells = [entry[0] for entry in drawn]
-    of = cells[0].name if len(cells) == 1 else f"{results.study} · {plural(len(cells), 'search')}"
+    of = cells[0].name if len(cells) == 1 else f"{results.study} · {len(cells)} searches"
     text = figure.suptitle(f"{what}\n{shortened(of, 90)}", x=0.01, ha="left", fontsize=_FONT + 2)
     text.set_parse_math(False)
 
 
+def _across(texts: Sequence[str]) -> int:
+    """Return how many entries of a legend fit beside each other."""
+    longest = max(len(shortened(text, _LONGEST_KEY)) for text in texts)
+    return min(len(texts), max(1, 105 // (longest + 9)))
+
+
+def _legend_height(texts: Sequence[str]) -> float:
+    """Return the height of a legend, in inches."""
+    return 0.2 * -(-len(texts) // _across(texts)) + 0.15
+
+
 def _legend(part: Any, keys: Sequence[tuple[Any, str]]) -> None:
     """Explain marks below a figure or a part of one."""
-    texts = [shortened(text, 56) for _, text in keys]
-    longest = max(len(text) for text in texts)
-    columns = min(len(texts), max(1, 100 // (longest + 8)))
+    texts = [shortened(text, _LONGEST_KEY) for _, text in keys]
+    columns = _across(texts)
     legend = part.legend(
         [handle for handle, _ in keys],
         [" "] * len(keys),

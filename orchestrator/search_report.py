@@ -318,6 +318,28 @@ def is_recommended(found: Findings, point: PointSummary) -> bool:
     return found.recommendation is not None and found.recommendation.number == point.number
 
 
+def setting_yaml(cell: SearchCell, values: Mapping[str, Value]) -> str:
+    """Return a point as the part of a study file that holds it, to be copied into one."""
+    import yaml
+
+    params = dict(cell.base)
+    written: dict[str, Any] = {"methods": {cell.method: params}}
+    for name, value in values.items():
+        if name == "bits":
+            written["bits"] = [value]
+        elif name == "pair":
+            written["pairs"] = [value]
+        elif name.startswith("train."):
+            inner = written
+            *parents, last = name.split(".")
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
+        else:
+            params[name] = value
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+
+
 # ---- sentences -----------------------------------------------------------------------------
 
 
@@ -356,7 +378,10 @@ def _optimism(best: Recommendation) -> list[str]:
         return []
     held = ""
     if best.held_out is not None:
-        held = f" Chosen by the other seeds each time, it is {best.held_out:.4f}."
+        held = (
+            f" Choosing without one seed, for each seed in turn, leaves {best.held_out:.4f} "
+            "under that seed."
+        )
     return [f"That is optimistic: chance is part of what made it the highest.{held}"]
 
 
@@ -438,19 +463,19 @@ def curve_text(curve: Curve, seeds: int) -> str:
         return f"{text}; every other value can be told from it {at}."
     if curve.matters is False:
         return f"{text}; no value can be told from it {at}."
-    return f"{text}; within {_run(curve)} no value can be told from it {at}."
+    return f"{text}; {_flat_text(curve, others)} cannot be told from it {at}."
 
 
-def _run(curve: Curve) -> str:
-    """Return the flat values: as a range where they are neighbours of each other."""
-    flat = [value_text(value) for value in curve.flat or ()]
-    measured = [point for point in curve.points if point.validation is not None]
-    places = [i for i, point in enumerate(measured) if value_text(point.value) in flat]
-    neighbours = places == list(range(places[0], places[-1] + 1)) if places else False
-    if neighbours and len(flat) > 2 and curve.interior is not None:
-        first, last = measured[places[0]].value, measured[places[-1]].value
-        return f"{value_text(first)} ... {value_text(last)}"
-    return ", ".join(flat)
+def _flat_text(curve: Curve, others: Sequence[Value]) -> str:
+    """Return the flat values: from the first to the last where all between are flat too."""
+    flat = {value_text(value) for value in curve.flat or ()}
+    measured = [point.value for point in curve.points if point.validation is not None]
+    places = [i for i, value in enumerate(measured) if value_text(value) in flat]
+    neighbours = places[-1] - places[0] == len(places) - 1
+    if neighbours and len(places) > 2 and curve.interior is not None:
+        return f"{value_text(measured[places[0]])} ... {value_text(measured[places[-1]])}"
+    *first, last = map(value_text, others)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 OBJECTIVES = {
@@ -527,6 +552,8 @@ def effect_bars(importances: Importances) -> dict[str, list[Share]]:
 def contour_title(contour: Contour) -> str:
     """Return what a contour shows of the other dimensions, and between the points."""
     text = "means" if contour.kind == "grid" else "linear between the points"
+    if not contour.means:
+        text = "the points alone"
     if not contour.others:
         return text
     others = ", ".join(contour.others)
