@@ -37,7 +37,7 @@ from retrieval import streams
 from retrieval.metrics.significance import holm
 from search_spaces.designs import curve, identity
 from search_spaces.options import Design
-from search_spaces.space import Categorical, Point, Space, Value
+from search_spaces.space import Categorical, Int, LogFloat, Point, Space, Value
 
 Floats = NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
@@ -957,8 +957,8 @@ def held_out(table: Floats) -> float | None:
 def distance(space: Space, one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
     """Return how far two points are from each other, summed over the searched dimensions.
 
-    Numbers are as far as their places in [0, 1], other choices 1; a dimension that counts at one of
-    the two alone is 1, one that counts at neither 0.
+    Numbers are as far as their places in [0, 1], other choices 1; a dimension that counts at one
+    of the two alone is 1, one that counts at neither 0.
     """
     return math.fsum(_apart(space, name, one, other) for name in space.searched)
 
@@ -1029,7 +1029,7 @@ def _at_edge(space: Space, values: Mapping[str, Value]) -> list[str]:
     for name in space.searched:
         ends = space.dimensions[name].ends()
         if name in values and all(map(_is_number, [values[name], *ends])):
-            if not min(ends) < values[name] < max(ends):
+            if len(ends) > 1 and not min(ends) < values[name] < max(ends):
                 names.append(name)
     return names
 
@@ -1169,7 +1169,7 @@ def _between(
 def _value_at(dimension: Any, place: float) -> float:
     """Return the number at a place of a numeric dimension's scale, whole or not."""
     low, high = float(dimension.low), float(dimension.high)
-    if dimension.type == "log_float" or getattr(dimension, "log", False):
+    if isinstance(dimension, LogFloat) or (isinstance(dimension, Int) and dimension.log):
         return low * math.pow(high / low, place)
     return low + place * (high - low)
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.designs import identity
-from search_spaces.space import Categorical, Point, Space, Value
+from search_spaces.space import Categorical, Fixed, Int, LogFloat, Point, Space, Value
 
 Floats = NDArray[np.float64]
 
@@ -195,10 +195,11 @@ def encoded(space: Space, points: Sequence[Mapping[str, Value]]) -> Floats:
 
 
 def place_of(dimension: Any, value: Value) -> float:
-    """Return a value's place in [0, 1] among the others of a dimension.
+    """Return how far a value is along a dimension: 0 at one end, 1 at the other.
 
-    Choices that are numbers are evenly spaced, in their order. Of a number between steps or
-    choices the place is between theirs, of one beyond all of them that of the nearest.
+    Numbers go by the bounds, or by their logarithms where these are searched; choices that are
+    numbers are evenly spaced in their order, and one between them lies between their places. What
+    is beyond the ends is at the end. Choices without an order lie at their middles.
 
     Raises:
         ValueError: the value is none of the dimension's, and it or they are no numbers.
@@ -206,18 +207,13 @@ def place_of(dimension: Any, value: Value) -> float:
     choices = ranked(dimension)
     if choices and _is_number(value):
         return float(np.interp(value, choices, np.linspace(0, 1, len(choices))))
-    try:
-        place: float = dimension.place(value)
-    except ValueError:
-        if not _is_number(value):
-            raise
-        low, high = getattr(dimension, "low", None), getattr(dimension, "high", None)
-        if low is None or high is None:
-            raise
-        if low < value < high:  # between the steps
-            return float((value - low) / (high - low))
-        return 0.0 if value <= low else 1.0
-    return place
+    if isinstance(dimension, Categorical | Fixed) or not _is_number(value):
+        return float(dimension.place(value))
+    low, high = float(dimension.low), float(dimension.high)
+    number = min(max(float(value), low), high)
+    if isinstance(dimension, LogFloat) or (isinstance(dimension, Int) and dimension.log):
+        return math.log(number / low) / math.log(high / low)
+    return (number - low) / (high - low)
 
 
 def ranked(dimension: Any) -> list[float]:
