@@ -308,9 +308,9 @@ class Model:
     and the sampler is made for each question with a seed of (seed, number). TPE is multivariate
     and decomposes a space with conditions into groups; running points are taken for bad ones
     (constant liar), the Gaussian process integrates over them. TPE ranks what was stopped behind
-    what was not; the Gaussian process, which would not hear of it, is told its last report plus the
-    median that complete ones gained from that epoch on. The dimensions that are kept are not asked
-    for. NSGA-II's population is as many points as the startup has, 4 at least.
+    what was not; the Gaussian process, which would not hear of it, is told its last report plus
+    the median that complete ones gained from that epoch on. The dimensions that are kept are not
+    asked for. NSGA-II's population is as many points as the startup has, 4 at least.
 
     Args:
         space: what is searched.
@@ -373,7 +373,7 @@ class Model:
 
 
 def _extrapolated(stopped: Tried, whole: Sequence[Tried]) -> Tried:
-    """Return a stopped trial as if it had come to its end; as it is if none has that could tell."""
+    """Return a stopped trial as if it had come to its end, where others tell how that goes."""
     last = max(stopped.reports, default=0)
     gains = [t.values[0] - t.reports[last] for t in whole if t.values and last in t.reports]
     if not gains:

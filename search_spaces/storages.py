@@ -6,6 +6,7 @@ Optuna pickles are snapshots of a journal in Redis, which is not taken.)
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -49,7 +50,7 @@ def _journal(path: Path) -> optuna.storages.BaseStorage:
         lock: Any = _Lock(path)
         lock.acquire()
         try:
-            _drop_torn_line(path)
+            _mend(path)
         finally:
             lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
@@ -83,16 +84,24 @@ class _Lock:
         self._lock.release()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line without its end, which a crash left: the next would be joined to it."""
-    if not path.exists() or not path.stat().st_size:
+def _mend(path: Path) -> None:
+    """Cut off a last line without its end, which a crash left: the next would be joined to it.
+
+    Raises:
+        ValueError: the file is no journal; it is left as it is.
+    """
+    if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        if not content.endswith(b"\n"):
-            if not content.startswith(b"{"):
-                raise ValueError("no journal")  # somebody's file: nothing is cut off
-            file.truncate(content.rfind(b"\n") + 1)
+        whole, _, torn = file.read().rpartition(b"\n")
+        lines = whole.split(b"\n") if whole else []
+        for line in (*lines[:1], *lines[-1:]):
+            if "op_code" not in json.loads(line):
+                raise ValueError("no journal")
+        if torn:
+            if not (lines or torn.startswith(b'{"op_code"')):
+                raise ValueError("no journal")
+            file.truncate(len(whole) + 1 if lines else 0)
 
 
 def _database(url: str) -> optuna.storages.BaseStorage:
