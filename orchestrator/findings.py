@@ -901,7 +901,7 @@ def recommend(
         probability=own.probability,
         equals=tuple(one for one in candidates if one.told is False) if len(seeds) > 1 else None,
         within_error=tuple(near),
-        default=_default(found, best, default, confidence),
+        default=_default(found, best, space, default, confidence),
         candidates=len(complete),
         left_out=tuple(p.number for p in found if p.number is not None and p.number not in used),
         at_edge=tuple(_at_edge(space, best.values)),
@@ -1007,9 +1007,14 @@ def _counting(space: Space, point: Point) -> Point:
 
 
 def _default(
-    found: Sequence[PointSummary], best: PointSummary, default: Point, confidence: float
+    found: Sequence[PointSummary],
+    best: PointSummary,
+    space: Space,
+    default: Point,
+    confidence: float,
 ) -> Default | None:
-    own = next((p for p in found if identity(p.values) == identity(default)), None)
+    key = identity(_counting(space, default))
+    own = next((p for p in found if identity(p.values) == key), None)
     if own is None:
         return None
     same = own is best

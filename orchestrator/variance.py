@@ -37,6 +37,9 @@ SMOOTH_POINTS = 300
 PLACES = 1024
 """Base points of the indices of a model; a power of two."""
 
+DIGITS = 6
+"""Digits that are kept: those behind are the rounding of sums, which depends on threads."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -169,7 +172,7 @@ def sampled_shares(space: Space, points: Sequence[Point], values: Floats) -> Sha
         first_errors=_jackknife([part[1] for part in parts]),
         total_errors=_jackknife([part[2] for part in parts]),
         freedom=len(parts) - 1,
-        explained=1 - error / float(((values - values.mean()) ** 2).sum()),
+        explained=round(1 - error / float(((values - values.mean()) ** 2).sum()), DIGITS),
     )
 
 
@@ -257,11 +260,12 @@ def _indices(names: Sequence[str], answers: Floats) -> Decomposition:
     if whole == 0:
         nothing = dict.fromkeys(names, 0.0)
         return nothing, nothing, nothing
+    scale = float(f"{whole:.{DIGITS}g}")
     found = sobol_indices(func={"f_A": a, "f_B": b, "f_AB": np.stack(mixed)}, n=a.shape[1])
     first = [_part(float(value)) for value in np.ravel(found.first_order)]
     total = [_part(float(value)) for value in np.ravel(found.total_order)]
     return (
-        {name: value * whole for name, value in zip(names, first, strict=True)},
+        {name: value * scale for name, value in zip(names, first, strict=True)},
         dict(zip(names, first, strict=True)),
         dict(zip(names, total, strict=True)),
     )
@@ -288,8 +292,8 @@ def _places(space: Space) -> Floats:
 
 
 def _part(value: float) -> float:
-    """Return an index within [0, 1], without digits that nothing supports."""
-    return round(min(max(value, 0.0), 1.0), 6)
+    """Return an index within [0, 1]."""
+    return round(min(max(value, 0.0), 1.0), DIGITS)
 
 
 def _jackknife(without: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -297,7 +301,7 @@ def _jackknife(without: Sequence[Mapping[str, float]]) -> dict[str, float]:
     count = len(without)
     table = {name: np.array([found[name] for found in without]) for name in without[0]}
     return {
-        name: math.sqrt((count - 1) / count * float(((v - v.mean()) ** 2).sum()))
+        name: round(math.sqrt((count - 1) / count * float(((v - v.mean()) ** 2).sum())), DIGITS)
         for name, v in table.items()
     }
 

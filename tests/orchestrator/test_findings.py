@@ -674,6 +674,14 @@ def test_equal_means_go_to_the_first() -> None:
     assert found is not None and found.number == 0 and found.default is None
 
 
+def test_a_default_is_found_by_what_counts_at_it() -> None:
+    child = {"type": "float", "low": 0, "high": 1, "when": {"mode": ["y"]}}
+    at = cell({"mode": ["x", "y"], "s": child})
+    made = measured(at, [({"mode": "x"}, [0.5]), ({"mode": "y", "s": 0.5}, [0.6])])
+    found = recommend(points(made), at.space, default={"mode": "x", "s": 0.3})
+    assert found is not None and found.default is not None and found.default.number == 0
+
+
 def test_a_default_that_is_the_best_gains_nothing() -> None:
     found = recommend(_line([0.9, 0.8], [0.5, 0.6]), LINE.space, default={"a": 0})
     assert found is not None and found.default is not None
