@@ -7,8 +7,8 @@ the whole space are read through a model that is fitted to them (``orchestrator.
 Why no Saltelli design for ``sobol``: the estimators of Sobol indices from matrices A, B and AB_i
 (Saltelli et al., "Variance based sensitivity analysis of model output", 2010) take N (d + 2)
 points, which at 64 to 256 points and 4 dimensions is N = 10 to 42. On Ishigami's function (d = 3)
-their root mean square error is 0.17 to 0.19 for a first-order index at 160 points and 0.1 at 320; a
-model of 128 points that fill the space is within 0.03. The same points then serve contours,
+their root mean square error is 0.17 to 0.19 for a first-order index at 160 points and 0.1 at 320;
+a model of 128 points that fill the space is within 0.03. The same points then serve contours,
 conditions and choices alike.
 """
 
