@@ -104,8 +104,12 @@ def axis_of(name: str, values: Sequence[Value], dimension: Dimension | None = No
         return _categories(name, values, dimension)
     numbers = sorted({float(value) for value in values})
     positive = [number for number in numbers if number > 0]
-    logarithmic = getattr(dimension, "type", "") == "log_float" or getattr(dimension, "log", False)
-    if numbers[0] < 0:
+    kind = getattr(dimension, "type", "")
+    logarithmic = kind == "log_float" or getattr(dimension, "log", False)
+    linear = kind in ("float", "int") and not logarithmic
+    if linear:
+        pass  # it is searched as such
+    elif numbers[0] < 0:
         if _spread(numbers) >= _LOG_FROM and positive and len(numbers) > 3:
             return _symlog_axis(name, numbers)
     elif len(positive) > 1 and (logarithmic or _by_ratios(positive)):
@@ -228,7 +232,7 @@ def _texts(numbers: Sequence[float]) -> dict[float, str]:
 def _by_ratios(positive: Sequence[float]) -> bool:
     """Whether values over 0 lie further apart the larger they are: by decades, or by doubling."""
     if positive[-1] / positive[0] >= _LOG_FROM:
-        return True
+        return statistics.median(positive) <= positive[-1] / 4
     ratios = [after / before for before, after in itertools.pairwise(positive)]
     return len(ratios) >= 3 and min(ratios) >= 1.5 and max(ratios) / min(ratios) < 1.5
 

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.observations import Observation, observe
@@ -15,7 +15,7 @@ from orchestrator.plan import SearchCell
 from orchestrator.report import sharing
 from orchestrator.search_axes import value_text, values_text
 from orchestrator.wording import duration, plural
-from search_spaces.options import Sensitivity, Tuning
+from search_spaces.options import MAXIMIZED, Sensitivity, Tuning
 from search_spaces.space import Categorical, Dimension, Fixed, Point, Value
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Contour,
         Curve,
         Difference,
+        Direction,
         Estimate,
         Findings,
         Importances,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         Share,
     )
     from orchestrator.session import Session
+    from search_spaces.tried import Tried
 
 WHY_BOTH = (
     "The validation mAP chose the setting and is therefore optimistic; the test queries chose "
@@ -102,18 +104,25 @@ class SearchResults:
 # ---- what a session has --------------------------------------------------------------------
 
 
-def search_results(session: Session) -> SearchResults:
+def search_results(
+    session: Session,
+    tried: Mapping[int, Sequence[Tried]] | None = None,
+    given: Mapping[int, int] | None = None,
+) -> SearchResults:
     """Return what a session's study has come to so far.
 
     Args:
-        session: of a study of kind sensitivity or tuning; ids of the trials that were stopped
-            early are its ``pruned``, where it has such.
+        session: of a study of kind sensitivity or tuning.
+        tried: number of a cell -> the points that its search tried, of a tuning study: they have
+            the epochs of trials that were stopped, and every objective.
+        given: number of a cell -> how many of its first points were given, not proposed.
     """
     from orchestrator.findings import CONFIDENCE, find
 
     study, planner = session.study, session.planner
-    pruned = frozenset(getattr(session, "pruned", ()))
-    observations = tuple(observe(session.plan, planner.cells, session.store, pruned))
+    tried, given = tried or {}, given or {}
+    seen = observe(session.plan, planner.cells, session.store, session.pruned)
+    observations = tuple(_with_reports(one, tried) for one in seen)
     options: Sensitivity | Tuning = study.tuning
     design, confidence = None, CONFIDENCE
     if study.kind == "sensitivity":
@@ -141,9 +150,42 @@ def search_results(session: Session) -> SearchResults:
         options=options,
         centers=centers,
         at={trial.dataset: trial.at for trial in session.plan.trials},
+        pareto={number: _front(points, study.tuning) for number, points in tried.items()},
         seconds=shared.seconds,
         naive_seconds=shared.seconds + shared.saved,
+        warm={number: frozenset(range(count)) for number, count in given.items()},
+        startup={
+            number: _startup(points, study.tuning, given.get(number, 0))
+            for number, points in tried.items()
+        },
     )
+
+
+def _with_reports(one: Observation, tried: Mapping[int, Sequence[Tried]]) -> Observation:
+    """Return an observation with what was reported before it was stopped."""
+    if one.state != "pruned" or one.by_epoch:
+        return one
+    reports = [t.reports for t in tried.get(one.cell.number, ()) if t.number == one.number]
+    return replace(one, by_epoch=dict(reports[0])) if reports else one
+
+
+def _front(points: Sequence[Tried], options: Tuning) -> list[ParetoPoint]:
+    """Return the points of several objectives; none of one."""
+    from orchestrator.findings import pareto
+
+    if len(options.objectives) < 2:
+        return []
+    values = {t.number: t.values for t in points if t.state == "complete" and t.values}
+    better: dict[bool, Direction] = {True: "maximize", False: "minimize"}
+    return pareto(values, [better[name in MAXIMIZED] for name in options.objectives])
+
+
+def _startup(points: Sequence[Tried], options: Tuning, given: int) -> frozenset[int]:
+    """Return the numbers of the points that were drawn before the sampler's model was asked."""
+    if options.sampler in ("random", "grid"):
+        return frozenset()
+    counted = [t.number for t in points if t.state != "infeasible"]
+    return frozenset(n for n in counted[: options.startup] if n >= given)
 
 
 # ---- rows ----------------------------------------------------------------------------------
@@ -608,17 +650,19 @@ def chosen_table(results: SearchResults, found: Findings) -> tuple[list[str], li
     best = found.recommendation
     lines = []
     asked = len(results.seeds)
+    front = {one.number for one in results.pareto.get(found.cell, ()) if one.front}
     for point in found.points:
         if point.test is None:
             continue
-        name = "also scored"
+        name = "on the front" if point.number in front else "also scored"
         if best is not None and dict(point.values) == dict(best.values):
             name = "recommended"
         elif best is not None and best.default and point.values == best.default.values:
             name = "the study's own"
         both = [estimate_text(point.validation, asked), estimate_text(point.test, asked)]
         lines.append([name, values_text(point.values), *both])
-    lines.sort(key=lambda line: ("recommended", "the study's own", "also scored").index(line[0]))
+    order = ("recommended", "on the front", "the study's own", "also scored")
+    lines.sort(key=lambda line: order.index(line[0]))
     return heads, lines
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.findings import find
 from orchestrator.observations import Observation
 from orchestrator.plan import SearchCell
+from orchestrator.search_report import SearchResults
+from search_spaces.options import Sensitivity, Tuning
 from search_spaces.space import Point, Space
 
 SENSITIVITY = {
@@ -128,3 +132,50 @@ def observed(
             )
         )
     return found
+
+
+def results(
+    cells: Sequence[SearchCell],
+    observations: Sequence[Observation],
+    options: Sensitivity | Tuning | None = None,
+    *,
+    center: Point = CENTER,
+    **further: Any,
+) -> SearchResults:
+    """Return the results of a study of one kind or the other, by its options."""
+    options = options or Sensitivity()
+    design = options.design if isinstance(options, Sensitivity) else None
+    return SearchResults(
+        study="synthetic",
+        kind="sensitivity" if isinstance(options, Sensitivity) else "tuning",
+        description="",
+        cells=tuple(cells),
+        findings=tuple(find(observations, one, design=design, center=center) for one in cells),
+        observations=tuple(observations),
+        seeds=tuple(dict.fromkeys(seen.seed for seen in observations)),
+        options=options,
+        centers={one.number: center for one in cells},
+        at={one.dataset: "all" for one in cells},
+        **further,
+    )
+
+
+def sensitivity(seeds: Sequence[int] = (0, 1, 2), **how: Any) -> SearchResults:
+    """Return a one-at-a-time study of one cell around ``CENTER``."""
+    own = cell()
+    return results([own], observed(own, around(), seeds, **how))
+
+
+def tuning(count: int = 30, **how: Any) -> SearchResults:
+    """Return a tuning study of one cell, whose first 10 points are not of the model's."""
+    own = cell(space=TUNING)
+    rng = random.Random(3)
+    points = [own.space.at([rng.random() for _ in own.space.searched]) for _ in range(count)]
+    return results(
+        [own],
+        observed(own, points, (0,), **how),
+        Tuning(trials=count),
+        center={**CENTER, "instance": "binary_sg"},
+        warm={0: frozenset({0})},
+        startup={0: frozenset(range(1, 10))},
+    )
