@@ -38,12 +38,12 @@ def default_space(method: str, base: Mapping[str, Any] | None = None) -> Space:
 
     Args:
         method: a registered method.
-        base: its hyperparameters as a study gives them. What is not read with these, as CSCH's
-            contrastive margin without a contrastive term, is left out.
+        base: its hyperparameters as a study gives them, right or wrong. What is not read with
+            these, as CSCH's contrastive margin without a contrastive term, is left out.
 
     Raises:
         UnknownNameError: no such method.
-        InputError: the method declares no range, or ``base`` is wrong.
+        InputError: the method declares no range.
     """
     given = default_ranges(method, base)
     if not given:
@@ -60,7 +60,7 @@ def default_ranges(method: str, base: Mapping[str, Any] | None = None) -> dict[s
     Args and errors are those of :func:`default_space`.
     """
     params = METHODS.get(method).Params
-    values = params.parse(base or {}).model_dump(mode="json")
+    values = _values(params, base or {})
     found = {
         name: declared_range(params, name)
         for name, field in params.model_fields.items()
@@ -112,6 +112,11 @@ def _derived(field: FieldInfo, values: Sequence[Value]) -> dict[str, Any] | None
     if _takes(field.annotation) & {int, float} == {int}:
         return {"type": "int", **bounds, "log": by_ratio}
     return {"type": "log_float" if by_ratio else "float", **bounds}
+
+
+def _values(params: type[Hyperparameters], base: Mapping[str, Any]) -> dict[str, Value]:
+    """Return all hyperparameters; whether ``base`` is right is told where a study gives it."""
+    return {**params().model_dump(mode="json"), **base}
 
 
 def _met(params: type[Hyperparameters], name: str, values: Mapping[str, Value]) -> bool:
@@ -276,7 +281,7 @@ def _check_type(name: str, dimension: Dimension, owner: _Owner) -> None:
 
 def _check_read(params: type[Hyperparameters], space: Space, base: Mapping[str, Any]) -> None:
     """Refuse a searched hyperparameter that is read with none of the values at hand."""
-    known = params.parse(base).model_dump(mode="json")
+    known = _values(params, base)
     for name in space.searched:
         if name not in params.model_fields:
             continue

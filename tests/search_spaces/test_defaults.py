@@ -381,6 +381,12 @@ def test_searching_what_is_not_read_is_refused_with_what_would_read_it():
     assert "read only with instance: contr_sg or contr_grad, here it is binary_sg" in error.problem
 
 
+def test_a_wrong_value_of_the_study_is_left_to_whoever_reads_it():
+    base = {"gama": 1.0, "instance": "contr_gs"}
+    assert set(default_ranges("csch", base)) == {"margin", "tau"}
+    assert space_of("csch", {"tau": [0.1, 0.2]}, pairs=PAIRS, base=base).searched == ["tau"]
+
+
 def test_it_is_searched_where_the_study_has_what_reads_it():
     given = {"contrastive_margin": MARGINS}
     assert space_of("csch", given, pairs=PAIRS, base={"instance": "contr_sg"}).searched
