@@ -376,3 +376,18 @@ def test_backbones_of_the_tables_are_the_published_ones_with_pinned_tags(tmp_pat
     }
     for backbone in named:
         SideSpec(backbone=backbone, size=224).check()
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("bits", [12, 16, 24, 32, 48, 64])
+def test_every_methods_default_space_can_be_tuned_on_digits(name, bits, tmp_path):
+    text = presets()["digits_tuning"].read_text("utf-8")
+    study, _ = load_study(
+        text,
+        "digits_tuning.yaml",
+        Path.cwd(),
+        ["search=default", f"methods=[{name}]", f"bits={bits}"],
+    )
+    planner = Planner(study, folder=Path.cwd(), home=tmp_path)
+    (cell,) = planner.cells
+    assert planner.values_of(cell) in cell.space
