@@ -397,11 +397,16 @@ class Planner:
         except InputError as error:
             raise error.located(prefix=cell.key) from None
         shown = [name for name in values if name not in ("bits", "pair")]
-        text = setting_text({**values, **params}, shown)
+        text = setting_text({name: _brief(v) for name, v in {**values, **params}.items()}, shown)
         setting = _Setting(cell.method, params, text, cell.key)
         bits = self.bits_of(cell, values)
         dataset = self._data[cell.places[0]].dataset
         return study, _Method(_build(setting, bits, dataset, study), text)
+
+
+def _brief(value: Any) -> Any:
+    """Return a number as a label shows it: a sampler's have sixteen digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _search_cells(

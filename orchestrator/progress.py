@@ -157,7 +157,7 @@ class Progress(Listener):
     # ---- text ----------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return the trials done, running, waiting, failed, and stopped early by a search."""
+        """Return the trials done, running, waiting and failed; and pruned, if any was."""
         return self.tally.counts()
 
     def seconds_left(self) -> float:
@@ -170,7 +170,7 @@ class Progress(Listener):
         text = f"{counts['done']} of {len(self.plan.trials)} trials done"
         text += f", {counts['running']} running, {counts['waiting']} waiting"
         for state in ("pruned", "failed"):
-            text += f", {counts[state]} {state}" if counts[state] else ""
+            text += f", {counts[state]} {state}" if counts.get(state) else ""
         if self._draining:
             return f"{text}; stopping"
         left = self.seconds_left()

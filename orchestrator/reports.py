@@ -19,7 +19,6 @@ def report_text(session: Session, form: str) -> str:
         from orchestrator.report import FORMATS
 
         return FORMATS[form](session.plan, session.store)
-    from orchestrator.search_report import FORMATS as SEARCH_FORMATS
-    from orchestrator.search_report import search_results
+    from orchestrator.search_report import SEARCH_FORMATS, search_results
 
     return SEARCH_FORMATS[form](search_results(session))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -264,6 +264,20 @@ class SamplerSearch(Searching):
                 self.planner.add(cell, mixed, self.study.seeds)
                 count += 1
         return count
+
+    def observations(self) -> list[Observation]:
+        """Return what was measured so far, with the epochs of what was stopped early."""
+        reports = {
+            (cell, tried.number): tried.reports
+            for cell, search in self._searches.items()
+            for tried in search.tried()
+        }
+        return [
+            replace(seen, by_epoch=reports.get((seen.cell.number, seen.number), {}))
+            if seen.state == "pruned" and seen.number is not None
+            else seen
+            for seen in super().observations()
+        ]
 
     # ---- one point -----------------------------------------------------------------------
 

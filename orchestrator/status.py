@@ -63,15 +63,15 @@ class StudyStatus:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials by state."""
+        """Trials by state; "pruned" only where a search stopped some."""
         found = Counter(trial.state for trial in self.trials)
-        return {state: found[state] for state in STATES}
+        return {state: found[state] for state in STATES if found[state] or state != "pruned"}
 
     @property
     def ended(self) -> int | None:
         """The exit code of a study that has ended: 0 when all is done, 1 when some failed."""
         counts = self.counts
-        good, every = counts["done"] + counts["pruned"], len(self.trials)
+        good, every = counts["done"] + counts.get("pruned", 0), len(self.trials)
         if good == every and not self.searching:
             return 0
         over = good + counts["failed"] == every and counts["failed"] and self.driver == "none"
@@ -270,8 +270,7 @@ def _running_text(entry: dict[str, Any]) -> str:
 def headline(status: StudyStatus) -> str:
     """Return one line: how many trials are where."""
     counts = status.counts
-    always = [state for state in STATES if state != "pruned" or counts[state]]
-    shown = ", ".join(f"{counts[state]} {state}" for state in always)
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items())
     more = "; the search goes on" if status.searching else ""
     return f"study {status.study}: {shown}{more}"
 

@@ -239,11 +239,12 @@ class Tally:
 
     def _settle(self, place: int) -> None:
         """Give one trial the state that it now has."""
-        if self.plan.trials[place].id in self.done:
+        trial_id = self.plan.trials[place].id
+        if trial_id in self.done:
             state = "done"
         elif self._broken[place]:
             state = "failed"
-        elif self.plan.trials[place].id in self.pruned:
+        elif trial_id in self.pruned:
             state = "pruned"
         else:
             state = "running" if self._live[place] else "waiting"
@@ -262,8 +263,8 @@ class Tally:
     # ---- what it comes to ----------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return the trials done, running, waiting, failed, and stopped early by a search."""
-        return dict(self._counts)
+        """Return the trials done, running, waiting and failed; and pruned, if any was."""
+        return {state: n for state, n in self._counts.items() if n or state != "pruned"}
 
     def stage_seconds_left(self, running: Running) -> float:
         """Return the seconds that a running stage still takes."""

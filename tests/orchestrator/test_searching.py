@@ -226,3 +226,154 @@ def test_validation_trials_are_kept_in_the_store_only_once(sensitivity):
     trained = [t.stages["query"] for t in sensitivity.plan.trials]
     assert len(set(trained)) == 8 < len(trained)
     assert all(store.is_done(stage_id) for stage_id in trained)
+
+
+# ---- tuning ------------------------------------------------------------------------------
+
+TUNING = {
+    **BASE,
+    "study": "tuned",
+    "kind": "tuning",
+    "methods": [{"csch": {"assign": "A_r"}}],
+    "search": {
+        "gamma": {"type": "log_float", "low": 0.1, "high": 1000.0},
+        "margin": [0.0, 0.2, 0.4],
+    },
+    "seeds": [0, 1],
+    "train": {**BASE["train"], "epochs": 3},
+    "tuning": {
+        "trials": 8,
+        "parallel": 2,
+        "per_gallery": 2,
+        "startup": 2,
+        "pruner": "median",
+        "seed": 3,
+    },
+}
+
+
+def tried(session: Session) -> list[tuple]:
+    """Return all that a search remembers of its trials."""
+    (search,) = session.search._searches.values()
+    return [(t.number, t.point, t.state, t.values, t.reports, t.batch) for t in search.tried()]
+
+
+@pytest.fixture(scope="module")
+def tuning(tmp_path_factory) -> Session:
+    return ran(tmp_path_factory.mktemp("tuning"), TUNING)
+
+
+def test_a_tuning_tries_as_many_points_as_it_is_given(tuning):
+    states = [state for _, _, state, *_ in tried(tuning)]
+    assert len(states) == 8
+    assert set(states) == {"complete", "pruned"}
+    assert tuning.search.over
+
+
+def test_a_sampler_hears_the_mean_validation_over_seeds(tuning):
+    for number, point, state, values, reports, _ in tried(tuning):
+        trials = [t for t in tuning.plan.trials if t.values == point and not t.scored]
+        if state == "pruned":
+            assert [t.seed for t in trials] == [0]
+            assert number in {t.number for t in trials}
+            assert not tuning.store.is_done(trials[0].id)
+            assert set(reports) < {1, 2, 3}
+            continue
+        finals = [
+            tuning.store.manifest(t.stages["query"]).result["final"][VALIDATION] for t in trials
+        ]
+        assert len(finals) == 2
+        assert values == (statistics.fmean(finals),)
+        assert set(reports) == {1, 2, 3}
+
+
+def test_points_of_a_group_share_a_gallery(tuning):
+    margins = [point["margin"] for _, point, *_ in tried(tuning)]
+    assert margins[0::2] == margins[1::2]
+
+
+def test_the_first_point_is_the_given_one(tuning):
+    assert tried(tuning)[0][1] == {"gamma": 100.0, "margin": 0.2}
+
+
+def test_only_the_best_and_the_given_values_meet_the_test_queries(tuning):
+    complete = [
+        (values, -n, point) for n, point, s, values, *_ in tried(tuning) if s == "complete"
+    ]
+    best = max(complete, key=lambda entry: entry[:2])[2]
+    wanted = {(best["gamma"], best["margin"]), (100.0, 0.2)}
+    assert set(scored(tuning)) == wanted
+    assert len(tuning.plan.of_kind("metrics")) == 2 * len(wanted)
+
+
+def test_a_search_is_the_same_where_test_queries_cannot_be_scored(tuning, tmp_path, monkeypatch):
+    def refuses(self):
+        raise RuntimeError("the test queries are out of reach")
+
+    monkeypatch.setattr(_Runner, "metrics", refuses)
+    session = ran(tmp_path, TUNING)
+    assert tried(session) == tried(tuning)
+    assert {t.id for t in session.search.best} == {t.id for t in tuning.search.best}
+    assert not any(session.store.is_done(t.id) for t in session.search.chosen)
+
+
+def test_a_search_of_which_the_store_has_every_training_goes_the_same_way(tuning, tmp_path):
+    session = opened(tmp_path, TUNING)
+    (tmp_path / "store").symlink_to(tuning.home / "store")
+    before = {p.name for p in (tuning.home / "store").rglob("manifest.json")}
+    run_session(session, Place(executor="inline"))
+    assert tried(session) == tried(tuning)
+    assert before  # the store is the one that was filled
+    assert run_session(session, Place(executor="inline")).ran == 0
+
+
+class Stop(BaseException):
+    """Stands for a kill: nothing in the way handles it."""
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_a_search_that_is_killed_goes_on_as_if_nothing_had_happened(
+    tuning, tmp_path, monkeypatch, every
+):
+    """Each run is stopped when so many epochs, or ends of stages, were told."""
+    from orchestrator.mirror import Mirror
+
+    left = every
+    killed = 0
+
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Stop
+
+    trained: list[str] = []
+
+    def finished(self, stage):
+        trained.append(stage.id)
+        count()
+
+    # The mirror is the first to hear; dispatch lets only Exceptions of listeners pass.
+    monkeypatch.setattr(
+        Mirror, "stage_progressed", lambda self, s, note: note["event"] == "epoch" and count()
+    )
+    monkeypatch.setattr(Mirror, "stage_finished", finished)
+    session = opened(tmp_path, TUNING)
+    while True:
+        left = every
+        try:
+            run_session(session, Place(executor="inline"))
+            break
+        except Stop:
+            killed += 1
+            assert killed < 200
+            session = open_session(str(tmp_path / "study.yaml"), home=tmp_path)
+    assert killed > 2
+    assert tried(session) == tried(tuning)
+    assert [t.id for t in session.search.best] == [t.id for t in tuning.search.best]
+    done = {t.id for t in tuning.plan.trials if tuning.store.is_done(t.id)}
+    assert {t.id for t in session.plan.trials if session.store.is_done(t.id)} == done
+    for trial_id in done:
+        one, other = session.store.manifest(trial_id), tuning.store.manifest(trial_id)
+        assert one.result == other.result
+        assert one.files == other.files or trial_id in {t.id for t in tuning.search.chosen}

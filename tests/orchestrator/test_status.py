@@ -25,6 +25,11 @@ class Scene:
         self.store = open_store(home)
         self.study = SimpleNamespace(faults=Faults(out_of_memory=2))
         self.board: dict = {}
+        self.search = None
+        self.pruned: frozenset = frozenset()
+
+    def refresh(self) -> None:
+        """A benchmark's plan stays as it is."""
 
     def stage(self, trial: int, kind: str):
         return self.plan.stages[self.plan.trials[trial].stages[kind]]
