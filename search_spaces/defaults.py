@@ -155,6 +155,12 @@ def space_of(
         raise InputError("must be 'default', or a mapping of names to dimensions", value=given)
     owners = _owners(method, pairs)
     for name in given:
+        if name == "train":
+            raise InputError(
+                "a field of the recipe is one key with dots, as train.lr_head or "
+                "train.query.lr_head",
+                key=name,
+            )
         if name.startswith("train.") and name.rpartition(".")[2] == _WHERE_IT_RUNS:
             raise InputError(
                 "workers say where a training runs, which is nothing to search; give "

@@ -229,6 +229,12 @@ def test_workers_are_nothing_to_search(name):
     assert "where a training runs" in error.problem
 
 
+def test_a_nested_field_of_the_recipe_is_told_how_it_is_written():
+    error = refusal({"train": {"query": {"lr_head": RATE}}})
+    assert error.key == "train"
+    assert "one key with dots, as train.lr_head or train.query.lr_head" in error.problem
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [

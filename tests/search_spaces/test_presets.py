@@ -68,6 +68,12 @@ def real_sizes(monkeypatch):
         monkeypatch.setattr(cls, "load_index", lambda self, index=index: index())
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@cache
 def planned(name: str, home: Path) -> Plan:
     return build_plan(loaded(name), folder=Path.cwd(), home=home)
 
@@ -91,8 +97,8 @@ def test_a_preset_is_named_and_described_and_its_header_says_how_to_run_it(name)
 
 
 @pytest.mark.parametrize("name", sorted(set(presets()) - SEARCHES))
-def test_every_benchmark_plans(name, tmp_path, real_sizes):
-    study, plan = loaded(name), planned(name, tmp_path)
+def test_every_benchmark_plans(name, home, real_sizes):
+    study, plan = loaded(name), planned(name, home)
     assert {trial.bits for trial in plan.trials} == set(study.bits)
     assert len({trial.id for trial in plan.trials}) == len(plan.trials)
 
@@ -126,8 +132,8 @@ COUNTED = sorted(n for n in presets() if n.startswith("table") or n == "all_meth
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_the_cost_in_a_tables_header_is_that_of_its_plan(name, tmp_path, real_sizes):
-    plan = planned(name, tmp_path)
+def test_the_cost_in_a_tables_header_is_that_of_its_plan(name, home, real_sizes):
+    plan = planned(name, home)
     kinds = Counter(stage.kind for stage in plan.stages.values())
     assert _counts(name) == {
         "trials": len(plan.trials),
@@ -137,8 +143,8 @@ def test_the_cost_in_a_tables_header_is_that_of_its_plan(name, tmp_path, real_si
     }
 
 
-def test_the_quickstart_shares_its_galleries(tmp_path):
-    plan = planned("quickstart", tmp_path)
+def test_the_quickstart_shares_its_galleries(home):
+    plan = planned("quickstart", home)
     # 4 methods x 2 lengths x 2 query networks; by length one gallery of csch, which l2 distils
     # from too, one of orthohash and one of csq, and each serves both query networks
     assert len(plan.trials) == 16
@@ -237,8 +243,8 @@ def test_table_4_has_every_instance_term_with_and_without_a_gradient_to_the_gall
     assert rows("table4") == expected
 
 
-def test_the_gradient_reaches_the_gallery_in_two_rows_of_table_4(tmp_path, real_sizes):
-    trials = planned("table4", tmp_path).trials
+def test_the_gradient_reaches_the_gallery_in_two_rows_of_table_4(home, real_sizes):
+    trials = planned("table4", home).trials
     joint = {trial.params["instance"] for trial in trials if "joint" in trial.stages}
     assert joint == {"released_code", "contr_grad"}
 
@@ -278,16 +284,16 @@ def test_table_8_has_every_crop_of_both_pairs():
             assert pair["query"]["size"] == pair["gallery"]["size"] == size
 
 
-def test_table_8_has_the_column_of_table_2_at_its_size(tmp_path, real_sizes):
+def test_table_8_has_the_column_of_table_2_at_its_size(home, real_sizes):
     for tag in ("mnv3s", "mnv3l"):
-        eight = {trial.id for trial in planned(f"table8_{tag}", tmp_path).trials}
-        two = {trial.id for trial in planned(f"table2_coco_{tag}", tmp_path).trials}
+        eight = {trial.id for trial in planned(f"table8_{tag}", home).trials}
+        two = {trial.id for trial in planned(f"table2_coco_{tag}", home).trials}
         assert len(eight & two) == 1
 
 
 @pytest.mark.parametrize("name", sorted(itertools.chain(*OF_TABLE.values())))
-def test_every_table_is_trained_as_section_4_3_says(name, tmp_path, real_sizes):
-    study, plan = loaded(name), planned(name, tmp_path)
+def test_every_table_is_trained_as_section_4_3_says(name, home, real_sizes):
+    study, plan = loaded(name), planned(name, home)
     (at,) = {trial.at for trial in plan.trials}
     (dataset,) = {trial.dataset for trial in plan.trials}
     assert at == {"cifar10": "all", "imagenet100": 1000, "coco": 5000}[dataset]
@@ -314,7 +320,7 @@ def test_every_table_is_trained_as_section_4_3_says(name, tmp_path, real_sizes):
     )
 
 
-def test_all_methods_has_every_method_at_its_default(tmp_path, real_sizes):
+def test_all_methods_has_every_method_at_its_default():
     assert rows("all_methods") == {
         ("cifar10", "mnv3s-rn50", name, (), bits) for name in METHODS.names() for bits in BITS
     }
@@ -360,7 +366,7 @@ def test_points_that_share_a_gallery_differ_in_what_only_the_query_reads(
     assert {dimension for dimension, one in shared.items() if not one} == {"margin", "tau"}
 
 
-def test_backbones_of_the_tables_are_the_published_ones_with_pinned_tags(tmp_path, real_sizes):
+def test_backbones_of_the_tables_are_the_published_ones_with_pinned_tags():
     named = {
         side["backbone"]
         for name in itertools.chain(*OF_TABLE.values())
