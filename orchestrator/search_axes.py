@@ -233,6 +233,8 @@ def _by_ratios(positive: Sequence[float]) -> bool:
     """Whether values over 0 lie further apart the larger they are: by decades, or by doubling."""
     if positive[-1] / positive[0] >= _LOG_FROM:
         return statistics.median(positive) <= positive[-1] / 4
+    if positive[-2] <= positive[-1] / 8:  # the largest alone would take the whole axis
+        return True
     ratios = [after / before for before, after in itertools.pairwise(positive)]
     return len(ratios) >= 3 and min(ratios) >= 1.5 and max(ratios) / min(ratios) < 1.5
 

@@ -743,7 +743,7 @@ def _epochs_panel(axis: Any, found: Findings, trials: Sequence[Observation]) -> 
         if trial.state == "pruned":
             axis.plot(
                 epochs, values, color=_QUIET, linestyle="--", linewidth=0.9, marker="x",
-                markevery=[-1], markersize=6, gid="pruned",
+                markevery=[-1], markersize=6, alpha=max(0.4, faint), gid="pruned",
             )  # fmt: skip
         elif trial.number == best:
             axis.plot(epochs, values, color=COLOURS[1], linewidth=1.8, gid="recommended")
@@ -775,8 +775,7 @@ def pareto_figure(results: SearchResults) -> Any | None:
     line2d = importlib.import_module("matplotlib.lines").Line2D
     front = line2d([], [], color=COLOURS[0], marker="o", linewidth=1.2)
     rest = line2d([], [], color="white", marker="o", markeredgecolor=_QUIET, linestyle="")
-    text = "on the front: no other point is better in every objective"
-    _legend(figure, [(front, text), (rest, "other points")])
+    _legend(figure, [(front, "on the front"), (rest, "as good or better ones exist")])
     _headline(figure, "What a better mAP costs", results, drawn)
     return figure
 
@@ -904,7 +903,7 @@ def _headline(
     """Write what a figure shows, and of what."""
     cells = [entry[0] for entry in drawn]
     of = cells[0].name if len(cells) == 1 else f"{results.study} · {len(cells)} searches"
-    text = figure.suptitle(f"{what}\n{shortened(of, 90)}", x=0.01, ha="left", fontsize=_FONT + 2)
+    text = figure.suptitle(f"{what}\n{shortened(of, 76)}", x=0.01, ha="left", fontsize=_FONT + 2)
     text.set_parse_math(False)
 
 

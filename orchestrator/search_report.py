@@ -593,7 +593,7 @@ def effect_bars(importances: Importances) -> dict[str, list[Share]]:
 
 def contour_title(contour: Contour) -> str:
     """Return what a contour shows of the other dimensions, and between the points."""
-    text = "means" if contour.kind == "grid" else "linear between the points"
+    text = "measured means" if contour.kind == "grid" else "linear between the points"
     if not contour.means:
         text = "the points alone"
     if not contour.others:

@@ -49,6 +49,13 @@ def test_values_a_decade_apart_lie_evenly_and_zero_beyond_a_break() -> None:
     assert [text for _, text in axis.ticks] == ["0", "0.1", "1", "10", "100", "1000"]
 
 
+def test_two_values_a_decade_apart_and_zero_do_not_lie_on_each_other() -> None:
+    axis = axis_of("x", [0, 1e-5, 1e-4])
+    assert axis.scale == "log"
+    places = [place for place, _ in axis.ticks]
+    assert places == pytest.approx([-6, -5, -4])
+
+
 def test_halves_of_halves_read_as_fractions_and_tenths_as_decimals() -> None:
     halves = axis_of("tau", [0.0625, 0.125, 0.25, 0.5, 1.0])
     assert [text for _, text in halves.ticks] == ["1/16", "1/8", "1/4", "1/2", "1"]
