@@ -19,6 +19,7 @@ from retrieval.datasets.base import DatasetIndex
 from retrieval.datasets.cifar10 import CLASSES, Cifar10
 from retrieval.datasets.coco import Coco
 from retrieval.datasets.imagenet100 import ImageNet100
+from search_spaces.designs import points
 from search_spaces.presets import presets
 
 SEARCHES = {"csch_sensitivity", "csch_sensitivity_digits", "csch_tuning", "digits_tuning"}
@@ -345,6 +346,23 @@ def test_sensitivity_has_the_values_of_figure_7(name):
 def test_sensitivity_varies_around_the_published_setting_of_its_dataset():
     (grid,) = loaded("csch_sensitivity").method_grids()
     assert grid.given == {**CSCH["cifar10"], "tau": 0.125}
+
+
+@pytest.mark.parametrize("name", ["csch_sensitivity", "csch_sensitivity_digits"])
+def test_sensitivity_trains_as_many_networks_as_its_header_says(name, tmp_path, real_sizes):
+    study = loaded(name)
+    planner = Planner(study, folder=Path.cwd(), home=tmp_path)
+    (cell,) = planner.cells
+    made = points(cell.space, study.sensitivity, planner.values_of(cell))
+    assert len(made) == 1 + 5 + 5 + 4  # the center, and the other values of each
+    for number, point in enumerate(made):
+        planner.add(cell, point, study.seeds, number=number)
+    kinds = Counter(stage.kind for stage in planner.plan.stages.values())
+    # of a seed: one gallery for all gammas, one for each other margin and tau
+    assert (kinds["query"], kinds["gallery"]) == (45, 3 * (1 + 5 + 4))
+    text = " ".join(presets()[name].read_text("utf-8").replace("#", " ").split())
+    assert "15 points under 3 seeds" in text
+    assert "45 trainings of a query, and 30 of a gallery in place of 45" in text
 
 
 @pytest.mark.parametrize("name", ["csch_tuning", "digits_tuning"])
