@@ -47,6 +47,7 @@ class History:
         kept: values that the point takes over, of the dimensions that change the gallery.
         told: the whole point, where it is given.
         astray: infeasible points in a row right before it.
+        again: how often it has been asked for before, and a point was proposed that is known.
     """
 
     trials: Sequence[Tried]
@@ -55,6 +56,7 @@ class History:
     kept: Mapping[str, Any]
     told: Point | None = None
     astray: int = 0
+    again: int = 0
 
     @property
     def number(self) -> int:
@@ -85,6 +87,12 @@ class Sampler(Protocol):
 
 ASTRAY = 20
 """Infeasible points in a row after which a sampler's model is no longer asked."""
+
+AGAIN = 5
+"""How often a model is asked for a point that was not tried, before another is taken."""
+
+ROWS = 64
+"""Rows of the Sobol sequence that are looked through for such a point."""
 
 
 def sampler_of(space: Space, options: Tuning, shared: frozenset[str]) -> Sampler:
@@ -163,7 +171,10 @@ class Grid:
 
 
 class Startup:
-    """A Sobol sequence before a model, and where the model proposes only infeasible points.
+    """A Sobol sequence before a model, and where the model proposes nothing of use.
+
+    That is only infeasible points, or only points that were tried, as models do where few values
+    are left to choose: training one again would tell nothing new.
 
     Scrambled as in Owen (1998). The dimensions that change the gallery follow the sequence by
     galleries, the others by points, so that both are spread evenly.
@@ -184,26 +195,28 @@ class Startup:
         """Return the next point of the sequence, or of the model."""
         if history.told is not None:
             return self._model.propose(history)
-        if history.astray >= ASTRAY:
-            return self._model.propose(replace(history, told=self._spread(history, wide=True)))
-        if history.place < self._options.startup:
-            return self._model.propose(replace(history, told=self._spread(history)))
-        return self._model.propose(history)
+        tried = {_text(trial.point) for trial in history.trials}
+        if history.astray < ASTRAY:
+            if history.place < self._options.startup:
+                found = self._spread(history, history.place, history.group)
+                if _text(found) not in tried:
+                    return self._model.propose(replace(history, told=found))
+            for again in range(AGAIN if history.place >= self._options.startup else 0):
+                proposal = self._model.propose(replace(history, again=again))
+                if _text(proposal.point) not in tried:
+                    return proposal
+        for row in range(history.number, history.number + ROWS):
+            found = self._spread(history, row, row)
+            if _text(found) not in tried:
+                break
+        return self._model.propose(replace(history, told=found))
 
-    def _spread(self, history: History, *, wide: bool = False) -> Point:
-        # Past an infeasible point the sequence goes on by numbers, which do not come again.
-        by_number = wide or history.astray
-        place = history.number if by_number else history.place
-        group = history.number if by_number else history.group
-        rows = {place, group}
-        unit = {
-            row: sobol_point(len(self._space.searched), self._options.seed, row) for row in rows
-        }
-        mixed = [
-            unit[group if name in self._shared else place][i]
-            for i, name in enumerate(self._space.searched)
-        ]
-        return _placed(self._space, mixed, history)
+    def _spread(self, history: History, place: int, group: int) -> Point:
+        """Return the point at a row of the sequence, its gallery at another."""
+        names, seed = self._space.searched, self._options.seed
+        own, gallery = (sobol_point(len(names), seed, row) for row in (place, group))
+        unit = [gallery[i] if name in self._shared else own[i] for i, name in enumerate(names)]
+        return _placed(self._space, unit, history)
 
 
 def sobol_point(dimensions: int, seed: int, index: int) -> NDArray[np.float64]:
@@ -263,7 +276,7 @@ class Cma:
         if not self._names:  # all is fixed
             return Proposal(_placed(self._space, [], history), {})
         optimizer = self._optimizer(history)
-        optimizer.reseed_rng(derive(self._options.seed, "search/cmaes", history.number) % 2**32)
+        optimizer.reseed_rng(_seed(self._options, history))
         unit = optimizer.ask().clip(0.0, math.nextafter(1.0, 0.0))
         return Proposal(_placed(self._space, unit, history), {EVOLVED: True})
 
@@ -340,8 +353,7 @@ class Model:
     def _sampler(self, history: History) -> optuna.samplers.BaseSampler:
         from optuna import samplers
 
-        name, seed = self._options.sampler, self._options.seed
-        seed = derive(seed, "search", name, history.number) % 2**32
+        name, seed = self._options.sampler, _seed(self._options, history)
         found: samplers.BaseSampler
         if name == "nsga2":
             population = max(4, self._options.startup)
@@ -452,6 +464,11 @@ def _placed(space: Space, unit: Sequence[float], history: History) -> Point:
             kept = name in history.kept
             point[name] = history.kept[name] if kept else dimension.at(places.get(name, 0.5))
     return point
+
+
+def _seed(options: Tuning, history: History) -> int:
+    """Return the seed of a sampler that is made for one question, of 32 bits."""
+    return derive(options.seed, "search", history.number, history.again) % 2**32
 
 
 def _text(point: Mapping[str, Any]) -> str:
