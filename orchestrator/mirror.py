@@ -176,6 +176,22 @@ class Mirror(Listener):
             # Not all at once into memory; a tracker that is away is waited for once.
             answers = answers and self.tracker.flush(patience)
 
+    def send_search(self, drawn: Sequence[Path]) -> None:
+        """Send what a search came to: its pictures and page, in a run of the study's own."""
+        record = RunRecord(
+            key=digest({"search": self.plan.study}),
+            experiment=self.plan.study,
+            name=f"search · {self.plan.study}",
+            params={},
+            tags={
+                "study": self.plan.study,
+                "study_kind": self.kind,
+                "search.step": "findings",
+                "code_version": self.version,
+            },
+        )
+        self._finish(record, {}, {}, [(path, "search") for path in drawn], [], [])
+
     def end_failed(self) -> None:
         """End the runs of what failed last time and is not in work now, as the store tells it."""
         for stage in self.plan.stages.values():

@@ -70,10 +70,10 @@ def _observe(
     state: ObservedState = "missing"
     if store.is_done(trial.id):
         state = "done"
-    elif trial.id in pruned:
-        state = "pruned"
     elif failure is not None:
         state = "failed"
+    elif trial.id in pruned:
+        state = "pruned"
     manifest = store.manifest(trial.trained) if trained else None
     scored = store.manifest(trial.id) if trial.scored and state == "done" else None
     return Observation(

@@ -474,6 +474,7 @@ def _space(study: Study, grid: MethodGrid, pairs: Sequence[_Pair]) -> Space:
             grid.name,
             given,
             pairs=[pair.name for pair in pairs],
+            base=grid.given,
         )
     except InputError as error:
         raise error.located(prefix=key) from None

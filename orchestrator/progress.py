@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.estimates import Estimator
 from orchestrator.listener import Listener
@@ -14,6 +14,9 @@ from orchestrator.redaction import redact
 from orchestrator.store import StageStore
 from orchestrator.tally import Tally
 from orchestrator.wording import describe, duration, plural, printable, reason, where
+
+if TYPE_CHECKING:
+    from orchestrator.searching import Searching
 
 _QUIET_SECONDS = 10.0
 """Where there is no terminal, a stage's epochs and the summary are told at most this often."""
@@ -39,7 +42,7 @@ class Progress(Listener):
         slots: stages that can run at once, for the time left.
         stream: where to; stderr by default.
         clock: seconds; replaced in tests.
-        pruned: ids of trials that a search stopped early before this run.
+        search: of the study, where it has one: what it stopped early, and what failed.
 
     Attributes:
         tally: counts; other listeners may share it.
@@ -54,7 +57,7 @@ class Progress(Listener):
         slots: int,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-        pruned: Collection[str] = frozenset(),
+        search: Searching | None = None,
     ) -> None:
         self.plan = plan
         self.store = store
@@ -62,7 +65,15 @@ class Progress(Listener):
         self.stream = stream or sys.stderr
         self.clock = clock
         done = store.done(plan.stages)
-        self.tally = Tally(plan, done, estimator, slots=slots, clock=clock, pruned=pruned)
+        self.tally = Tally(
+            plan,
+            done,
+            estimator,
+            slots=slots,
+            clock=clock,
+            pruned=search.pruned if search else (),
+            lost=search.lost if search else (),
+        )
         self._summed: float | None = None
         self._draining = False
         self._live: Any = None

@@ -181,6 +181,8 @@ def _finish(session: Session, result: RunResult, as_json: bool) -> None:
     from orchestrator.wording import plural
 
     click.echo(report_text(session, "json" if as_json else "text"), nl=False)
+    if result.page is not None:
+        click.echo(f"pictures and page: {os.path.relpath(result.page)}", err=True)
     click.echo(result.sharing.text(), err=True)
     click.echo(f"stages that were run now: {result.ran}", err=True)
     for line in result.tracking[:5]:

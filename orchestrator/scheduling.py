@@ -87,11 +87,12 @@ TrialState = Literal["done", "failed", "open"]
 class Source(Protocol):
     """A search: adds trials to the plan as others end, and stops some of them early."""
 
-    withdrawn: set[str]
-    """Ids of trials in the plan that were stopped early, and are not to run."""
-
     waiting: bool
     """Whether more may come though nothing of this run is open: another driver is at work."""
+
+    @property
+    def withdrawn(self) -> set[str]:
+        """Ids of trials in the plan that are not to run."""
 
     def advance(self, state: Callable[[Trial], TrialState], idle: bool) -> list[Trial]:
         """Take account of what ended; return the trials to run next, which are in the plan.
@@ -134,7 +135,7 @@ def execute(
         )
     estimator = Estimator.load(options.home)
     withdrawn = set() if source is None else source.withdrawn
-    board = Board(plan, store, estimator.chains(plan), withdrawn=set(withdrawn))
+    board = Board(plan, store, estimator.chains(plan), withdrawn=withdrawn)
     dispatch = Dispatch(board, options, estimator, listeners, source=source)
     dispatch.grow()
     if dispatch.over:

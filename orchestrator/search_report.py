@@ -114,13 +114,17 @@ def search_results(
     Args:
         session: of a study of kind sensitivity or tuning.
         tried: number of a cell -> the points that its search tried, of a tuning study: they have
-            the epochs of trials that were stopped, and every objective.
-        given: number of a cell -> how many of its first points were given, not proposed.
+            the epochs of trials that were stopped, and every objective. None asks the session.
+        given: number of a cell -> how many of its first points were given, not proposed; likewise.
     """
     from orchestrator.findings import CONFIDENCE, find
 
     study, planner = session.study, session.planner
-    tried, given = tried or {}, given or {}
+    search = getattr(session, "search", None)
+    if tried is None:
+        tried = {} if search is None else search.tried()
+    if given is None:
+        given = {} if search is None else search.given()
     seen = observe(session.plan, planner.cells, session.store, session.pruned)
     observations = tuple(_with_reports(one, tried) for one in seen)
     options: Sensitivity | Tuning = study.tuning

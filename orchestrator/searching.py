@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,8 @@ class Searching(ABC):
         home: ASYMBENCH_HOME.
 
     Attributes:
-        withdrawn: ids of the trials that were stopped early.
+        pruned: ids of the trials that were stopped early.
+        lost: ids of the trials of points that failed, and are not tried again.
         chosen: trials that score what was chosen; empty until the search is over.
         best: those among them that are the best, without the values that the study gives.
         over: whether nothing more will be tried or chosen.
@@ -61,11 +62,17 @@ class Searching(ABC):
         self.planner = planner
         self.store = store
         self.home = home
-        self.withdrawn: set[str] = set()
+        self.pruned: set[str] = set()
+        self.lost: set[str] = set()
         self.chosen: list[Trial] = []
         self.best: list[Trial] = []
         self.over = False
         self.waiting = False
+
+    @property
+    def withdrawn(self) -> set[str]:
+        """Ids of the trials in the plan that are not to run."""
+        return self.pruned | self.lost
 
     @abstractmethod
     def restore(self) -> None:
@@ -90,11 +97,17 @@ class Searching(ABC):
         """
         return 0
 
+    def tried(self) -> dict[int, list[Tried]]:
+        """Return number of a cell -> what a sampler's search tried; nothing of a design."""
+        return {}
+
+    def given(self) -> dict[int, int]:
+        """Return number of a cell -> how many points were given, not proposed."""
+        return {}
+
     def observations(self) -> list[Observation]:
         """Return what was measured so far, in the plan's order."""
-        return observe(
-            self.planner.plan, self.planner.cells, self.store, frozenset(self.withdrawn)
-        )
+        return observe(self.planner.plan, self.planner.cells, self.store, frozenset(self.pruned))
 
     def best_trials(self) -> list[tuple[SearchCell, Trial]]:
         """Return what was chosen as best: one trial, of the first seed, a cell and point."""
@@ -213,7 +226,7 @@ class SamplerSearch(Searching):
         for cell in self.planner.cells:
             for tried in self._searches[cell.number].tried():
                 running |= tried.state == "running"
-                if tried.state in ("running", "complete", "pruned"):
+                if tried.state != "infeasible":
                     self._add(cell, tried)
         ended = all(search.exhausted for search in self._searches.values())
         if ended and not running:
@@ -265,19 +278,13 @@ class SamplerSearch(Searching):
                 count += 1
         return count
 
-    def observations(self) -> list[Observation]:
-        """Return what was measured so far, with the epochs of what was stopped early."""
-        reports = {
-            (cell, tried.number): tried.reports
-            for cell, search in self._searches.items()
-            for tried in search.tried()
-        }
-        return [
-            replace(seen, by_epoch=reports.get((seen.cell.number, seen.number), {}))
-            if seen.state == "pruned" and seen.number is not None
-            else seen
-            for seen in super().observations()
-        ]
+    def tried(self) -> dict[int, list[Tried]]:
+        """Return number of a cell -> what its search tried."""
+        return {cell: search.tried() for cell, search in self._searches.items()}
+
+    def given(self) -> dict[int, int]:
+        """Return number of a cell -> how many points were given to its search, not proposed."""
+        return {cell: search.given for cell, search in self._searches.items()}
 
     # ---- one point -----------------------------------------------------------------------
 
@@ -288,7 +295,7 @@ class SamplerSearch(Searching):
         if self.options.pruner == "none":
             return point.trials
         scout = point.trials[0]
-        self.withdrawn.discard(scout.id)
+        self.pruned.discard(scout.id)
         self._watching.setdefault(scout.trained, set()).add((cell.number, tried.number))
         return [scout]
 
@@ -299,8 +306,9 @@ class SamplerSearch(Searching):
         if scouting and tried.state != "complete":
             seeds = seeds[:1]
         trials = self.planner.add(cell, tried.point, seeds, number=tried.number)
-        if tried.state == "pruned":
-            self.withdrawn.update(t.id for t in trials if not self.store.is_done(t.id))
+        gone = {"pruned": self.pruned, "failed": self.lost}.get(tried.state)
+        if gone is not None:
+            gone.update(trial.id for trial in trials if not self.store.is_done(trial.id))
         return _Tried(cell, tried.number, tried.point, trials, tried.state == "pruned")
 
     def _look_at(self, point: _Tried, state: Look) -> list[Trial]:
@@ -355,7 +363,7 @@ class SamplerSearch(Searching):
                 point.pruned = search.report(key[1], epoch, float(metrics[VALIDATION]))
             wanted |= not point.pruned
         if not wanted:
-            self.withdrawn.update(self._live[key].trials[0].id for key in watching)
+            self.pruned.update(self._live[key].trials[0].id for key in watching)
         return not wanted
 
     # ---- the searches --------------------------------------------------------------------

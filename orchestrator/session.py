@@ -78,7 +78,7 @@ class Session:
     @property
     def pruned(self) -> frozenset[str]:
         """Ids of the trials that a search stopped early."""
-        return frozenset() if self.search is None else frozenset(self.search.withdrawn)
+        return frozenset() if self.search is None else frozenset(self.search.pruned)
 
     def refresh(self) -> None:
         """Look anew at what a search has tried: another process may be at it."""
@@ -213,12 +213,14 @@ class RunResult:
         ran: stages that were run now.
         sharing: what sharing stages saved.
         tracking: lines about a mirror that is not complete; empty when all is well.
+        page: what a search came to, drawn; None of a benchmark.
     """
 
     failed: int
     ran: int
     sharing: Sharing
     tracking: list[str]
+    page: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     study, plan, store, home = session.study, session.plan, session.store, session.home
     done_before = store.done(plan.stages)
     search = session.search
-    todo = needed_stages(plan, done_before, session.pruned)
+    todo = needed_stages(plan, done_before, search.withdrawn if search else ())
     fetch_weights(plan, todo)
     remember(session)
     tracker: Tracker = NoTracker()
@@ -277,14 +279,17 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         checkpoint=study.checkpoint,
     )
     slots = max(1, (place.cpus or visible_cpus()) // study.train.threads)
-    progress = Progress(plan, store, session.estimator, slots=slots, pruned=session.pruned)
+    progress = Progress(plan, store, session.estimator, slots=slots, search=search)
     board = LiveBoard(home, progress.tally, tell=progress.say)
     logs = StageLogs(home, store, tell=progress.say)
     try:
         if todo or (search is not None and not search.over):
             with progress, board, stopped_gently(options.drain):
                 execute(plan, options, [progress, mirror, board, logs], search)
+        drawn = draw_search(session) if search is not None else []
         mirror.complete()
+        if drawn:
+            mirror.send_search(drawn)
     except BaseException:
         mirror.interrupted()
         tracker.close(TRACKER_PATIENCE)
@@ -294,7 +299,17 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     ended = store.done(trial.id for trial in plan.trials) | session.pruned
     failed = sum(1 for trial in plan.trials if trial.id not in ended)
     ran = sum(1 for i in plan.stages if i not in done_before and store.is_done(i))
-    return RunResult(failed, ran, sharing(plan, store), lines)
+    page = next((path for path in drawn if path.suffix == ".html"), None)
+    return RunResult(failed, ran, sharing(plan, store), lines, page)
+
+
+def draw_search(session: Session) -> list[Path]:
+    """Draw what a search has come to so far; return the files, in the study's folder."""
+    from orchestrator.search_pictures import draw
+    from orchestrator.search_report import search_results
+
+    folder = session.home / "studies" / session.plan.study / "search"
+    return draw(search_results(session), folder)
 
 
 @contextmanager

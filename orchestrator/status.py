@@ -197,8 +197,6 @@ class _Reasons:
         """Return a trial's status."""
         if trial.id in self.done:
             return TrialStatus(trial, "done")
-        if trial.id in self.pruned:
-            return TrialStatus(trial, "pruned", "stopped early: it promised too little")
         missing = [i for i in trial.stages.values() if i not in self.done]
         for stage_id in missing:
             if stage_id in self.failures:
@@ -206,6 +204,8 @@ class _Reasons:
                 stage = self.plan.stages[stage_id]
                 where = "" if is_own(self.plan, stage) else f"{stage.label}: "
                 return TrialStatus(trial, "failed", where + text, where + text)
+        if trial.id in self.pruned:
+            return TrialStatus(trial, "pruned", "stopped early: it promised too little")
         ready = [
             self.plan.stages[i]
             for i in missing

@@ -102,6 +102,7 @@ class Tally:
         slots: stages that can run at once; if more do, it is that many.
         clock: seconds.
         pruned: ids of trials that a search stopped early.
+        lost: ids of trials that failed and that the search does not try again.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Tally:
         slots: int = 1,
         clock: Callable[[], float] = time.monotonic,
         pruned: Collection[str] = frozenset(),
+        lost: Collection[str] = frozenset(),
     ) -> None:
         self.plan = plan
         self.estimator = estimator
@@ -123,6 +125,7 @@ class Tally:
         self.running: dict[str, Running] = {}
         self.retries: dict[str, Retry] = {}
         self.pruned = set(pruned)
+        self.lost = set(lost)
         self.states: list[str] = []
         self._at: dict[str, int] = {}
         self._trials_of: dict[str, list[int]] = {}
@@ -132,7 +135,7 @@ class Tally:
         self._left: set[str] = set()
         self._key: dict[str, Hashable] = {}
         self._alike: dict[Hashable, _Alike] = {}
-        self._take_on(needed_stages(plan, self.done, self.pruned))
+        self._take_on(needed_stages(plan, self.done, self.pruned | self.lost))
 
     def _take_on(self, needed: set[str]) -> None:
         """Count the plan's new trials, and the stages that they need."""
@@ -166,8 +169,9 @@ class Tally:
             done: ids of their stages that are done.
         """
         self.done |= set(done)
-        again = {trial.id for trial in trials} & self.pruned
+        again = {trial.id for trial in trials} & (self.pruned | self.lost)
         self.pruned -= again
+        self.lost -= again
         for trial_id in again:
             self._settle(self._at[trial_id])
         wanted = {i for trial in trials for i in trial.stages.values()}
@@ -242,7 +246,7 @@ class Tally:
         trial_id = self.plan.trials[place].id
         if trial_id in self.done:
             state = "done"
-        elif self._broken[place]:
+        elif self._broken[place] or trial_id in self.lost:
             state = "failed"
         elif trial_id in self.pruned:
             state = "pruned"

@@ -189,6 +189,12 @@ class Search:
             return self._sampler.propose(self._history(stored, (-1, ""))[0]) is None
 
     @property
+    def given(self) -> int:
+        """How many trials were given, not proposed."""
+        with quiet():
+            return sum(s.given for s in self._stored())
+
+    @property
     def others(self) -> bool:
         """Whether drivers that live have trials in work beside this one."""
         with quiet():
