@@ -22,6 +22,7 @@ DOCUMENTS = [
     "README.md",
     "docs/data.md",
     "docs/metrics.md",
+    "docs/search.md",
     "docs/results/cifar10_mini.md",
     "docs/results/cifar10_methods.md",
     "examples/own_method/README.md",
