@@ -10,6 +10,7 @@ import yaml
 from methods.base import METHODS
 from orchestrator.plan import SearchCell, Trial
 from orchestrator.store import canonical
+from orchestrator.study import Study
 from retrieval.atomic import write_atomic
 from retrieval.errors import InputError
 
@@ -65,14 +66,39 @@ def _study(session: Session, cell: SearchCell, trial: Trial) -> dict[str, Any]:
     values = _without(changed.as_written(), "kind", "search", "sensitivity", "tuning")
     own = METHODS.get(cell.method).Params.model_fields
     given = {**cell.base, **{n: v for n, v in trial.values.items() if n in own}}
+    spec = planner.sides_of(cell, trial.values)
     return {
-        **values,
+        **_told(values, Study(**_REQUIRED).as_written()),
         "description": f"the best of the search {session.plan.study} on {cell.name}",
         "datasets": [planner.dataset_of(cell)],
-        "pairs": [planner.sides_of(cell, trial.values).model_dump(mode="json")],
+        "pairs": [spec.model_dump(mode="json", exclude_defaults=True)],
         "methods": [{cell.method: given}],
         "bits": [trial.bits],
     }
+
+
+_REQUIRED: dict[str, Any] = {
+    "study": "any",
+    "datasets": ["any"],
+    "pairs": ["any"],
+    "methods": ["any"],
+    "bits": [1],
+}
+
+
+def _told(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without those that are the defaults, which a reader need not see."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _told(value, default)
+            if not value:
+                continue
+        elif key in defaults and value == default and key not in _REQUIRED:
+            continue
+        kept[key] = value
+    return kept
 
 
 def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

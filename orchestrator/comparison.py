@@ -110,9 +110,10 @@ def compare_study(
         UnknownNameError: ``to`` is no method of the study.
         InputError: ``to`` is several of them; or ``draws`` is too small.
     """
-    wanted = None if to is None else _named(to, [_label(trial) for trial in plan.trials])
+    trials = [trial for trial in plan.trials if trial.scored]  # a search's others have no scores
+    wanted = None if to is None else _named(to, [_label(trial) for trial in trials])
     groups: dict[tuple[str, str, str, int], dict[str, dict[int, Floats]]] = {}
-    for trial in plan.trials:
+    for trial in trials:
         key = (trial.dataset, trial.pair, str(trial.at), trial.bits)
         seeds = groups.setdefault(key, {}).setdefault(_label(trial), {})
         if store.is_done(trial.id):

@@ -308,15 +308,17 @@ class Planner:
             for seed in seeds
         ]
 
-    def values_of(self, cell: SearchCell) -> dict[str, Any]:
-        """Return the point of the space that the study's own values are, as far as they are in it.
+    def values_of(self, cell: SearchCell, *, inactive: bool = False) -> dict[str, Any]:
+        """Return the study's own values of what is searched: those given, else the published ones.
 
-        Values that the study does not give are the published defaults.
+        Args:
+            cell: where.
+            inactive: whether to return the values of dimensions too that do not count there.
         """
         params = METHODS.get(cell.method).Params.parse(cell.base).model_dump(mode="json")
         point: dict[str, Any] = {}
         for name, dimension in cell.space.dimensions.items():
-            if name not in cell.space.active({**point, name: None}):
+            if not inactive and name not in cell.space.active({**point, name: None}):
                 continue
             if name == "bits":
                 value: Any = self.study.bits[0]

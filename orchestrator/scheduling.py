@@ -138,12 +138,16 @@ def execute(
     board = Board(plan, store, estimator.chains(plan), withdrawn=withdrawn)
     dispatch = Dispatch(board, options, estimator, listeners, source=source)
     dispatch.grow()
+    if dispatch.problem is not None:
+        raise dispatch.problem
     if dispatch.over:
         return board
     store.ready()
     run = _run_inline if options.executor == "inline" else _run_ray
     try:
         run(dispatch)
+        if dispatch.problem is not None:
+            raise dispatch.problem
     except InputError:
         raise  # what was asked for cannot be: nothing began that could end
     except BaseException as error:
@@ -239,6 +243,7 @@ class Dispatch:
         self.packing = Packing({})
         self.nodes: dict[str, Node] = {}
         self._settled = False
+        self.problem: Exception | None = None
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Tell every listener; one that fails is told no more, and stops no run."""
@@ -300,20 +305,35 @@ class Dispatch:
     def grow(self) -> None:
         """Let the search take account of what ended, and take on the trials that it adds.
 
+        What the search itself comes to grief on stops the run, after the epochs in work.
+        """
+        try:
+            while self.source is not None and not self.draining:
+                trials = self.source.advance(self._state, self._idle)
+                if not trials:
+                    return
+                self._take_on(trials)
+        except Exception as error:
+            self._stop_for(error)
+
+    def _take_on(self, trials: list[Trial]) -> None:
+        """Run trials that the plan has grown by.
+
         Raises:
             InputError: one of them asks for what no node has.
         """
-        while self.source is not None and not self.draining:
-            trials = self.source.advance(self._state, self._idle)
-            if not trials:
-                return
-            chains = self.estimator.chains(self.board.plan)
-            fresh = self.board.extend([trial.id for trial in trials], chains)
-            if self._settled:
-                self._ask(fresh)
-                self._check()
-            self.tell("plan_grew", trials)
-            self.board.offer(fresh)
+        chains = self.estimator.chains(self.board.plan)
+        fresh = self.board.extend([trial.id for trial in trials], chains)
+        if self._settled:
+            self._ask(fresh)
+            self._check()
+        self.tell("plan_grew", trials)
+        self.board.offer(fresh)
+
+    def _stop_for(self, error: Exception) -> None:
+        """Stop the run for an error of the search, which is raised when nothing runs any more."""
+        self.problem = self.problem or error
+        self.options.drain.set()
 
     def _state(self, trial: Trial) -> TrialState:
         if trial.id in self.board.done:
@@ -521,7 +541,11 @@ class Dispatch:
         judged = note.get("event") in ("epoch", "again")
         if not judged or self.source is None or not self.source.watches(stage.id):
             return None
-        return self.source.verdict(stage.id, int(note["epoch"]), note["metrics"])
+        try:
+            return self.source.verdict(stage.id, int(note["epoch"]), note["metrics"])
+        except Exception as error:
+            self._stop_for(error)
+            return None
 
     def ended(self, name: str, outcome: dict[str, Any]) -> None:
         """The worker came to the end of the slot's stage, good or bad."""

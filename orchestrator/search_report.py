@@ -144,7 +144,7 @@ def search_results(
                 observations,
                 cell,
                 design=design,
-                center=centers[cell.number],
+                center=planner.values_of(cell, inactive=True),
                 confidence=confidence,
             )
             for cell in planner.cells

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.observations import VALIDATION, Observation, epochs_of, observe
 from orchestrator.plan import Planner, SearchCell, Trial
+from orchestrator.report import trial_failure
 from orchestrator.store import StageStore
 from orchestrator.study import Study
 from retrieval.errors import InputError
@@ -149,7 +150,7 @@ class DesignSearch(Searching):
             design = points(
                 cell.space,
                 self.study.sensitivity,
-                self.planner.values_of(cell),
+                self.planner.values_of(cell, inactive=True),
                 shared=self.planner.shared(cell),
             )
             for number, point in enumerate(design):
@@ -327,7 +328,8 @@ class SamplerSearch(Searching):
             return []
         if "failed" in states:
             failed = point.trials[states.index("failed")]
-            search.fail(number, f"{failed.label} failed")
+            failure = trial_failure(failed, self.store) or {"kind": "lost", "reason": "no word"}
+            search.fail(number, f"{failed.label}: {failure['kind']}: {failure['reason']}")
             self._end(point)
             return []
         if "open" in states:

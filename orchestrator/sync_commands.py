@@ -116,6 +116,7 @@ def sync_study(session: Session, uri: str | None = None) -> Outcome:
         StoreCorrupt: a finished stage cannot be read.
     """
     from orchestrator.mirror import Mirror
+    from orchestrator.session import draw_search
     from orchestrator.tracking import MlflowTracker
 
     plan, store = session.plan, session.store
@@ -125,6 +126,8 @@ def sync_study(session: Session, uri: str | None = None) -> Outcome:
         mirror = Mirror(plan, store, tracker, session.home, session.study.kind)
         mirror.end_failed()
         mirror.complete(_PATIENCE)
+        if session.search is not None and plan.trials:
+            mirror.send_search(draw_search(session))
     except BaseException:
         tracker.close(0)
         raise

@@ -421,7 +421,7 @@ def test_results_of_a_session_have_every_cell_point_and_the_reports_of_what_was_
         session.planner.add(first, {"gamma": gamma}, [0], number=number)[0]
         for number, gamma in enumerate([10.0, 1.0, 100.0, 5.0])
     ]
-    session.search.withdrawn.add(trials[3].id)
+    session.search.pruned.add(trials[3].id)
     tried = {
         0: [
             Tried(0, {"gamma": 10.0}, "complete", (0.7,), {1: 0.5}),

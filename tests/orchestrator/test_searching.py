@@ -377,3 +377,123 @@ def test_a_search_that_is_killed_goes_on_as_if_nothing_had_happened(
         one, other = session.store.manifest(trial_id), tuning.store.manifest(trial_id)
         assert one.result == other.result
         assert one.files == other.files or trial_id in {t.id for t in tuning.search.chosen}
+
+
+def test_a_search_whose_storage_goes_away_ends_with_a_reason_and_goes_on_later(
+    tmp_path, monkeypatch
+):
+    from search_spaces.search import Search
+
+    real = Search.complete
+
+    def gone(self, number, values):
+        raise InputError("the database does not answer", key="tuning.storage")
+
+    small = {**TUNING, "tuning": {"trials": 2, "parallel": 1}, "seeds": [0]}
+    monkeypatch.setattr(Search, "complete", gone)
+    session = opened(tmp_path, small)
+    with pytest.raises(InputError, match="does not answer"):
+        run_session(session, Place(executor="inline"))
+    monkeypatch.setattr(Search, "complete", real)
+    session = open_session(str(tmp_path / "study.yaml"), home=tmp_path)
+    run_session(session, Place(executor="inline"))
+    assert [state for _, _, state, *_ in tried(session)] == ["complete", "complete"]
+
+
+def test_a_point_that_fails_is_told_as_failed_named_and_replaced(tmp_path, monkeypatch, capsys):
+    real = _Runner.query
+
+    def breaks(self):
+        if self.setup["params"]["gamma"] == 100.0:
+            raise RuntimeError("no such gamma")
+        return real(self)
+
+    monkeypatch.setattr(_Runner, "query", breaks)
+    small = {**TUNING, "tuning": {"trials": 2, "parallel": 1, "startup": 2}, "seeds": [0]}
+    session = opened(tmp_path, small)
+    assert run_session(session, Place(executor="inline")).failed == 1
+    states = [(number, state) for number, _, state, *_ in tried(session)]
+    assert states == [(0, "failed"), (1, "complete"), (2, "complete")]
+    again = open_session(str(tmp_path / "study.yaml"), home=tmp_path)
+    result = run_session(again, Place(executor="inline"))
+    assert (result.ran, result.failed) == (0, 1)  # it is not tried again, and not forgotten
+    (failed,) = [o for o in again.search.observations() if o.state == "failed"]
+    assert "no such gamma" in failed.reason
+    assert {t.number for t in again.plan.trials if t.values["gamma"] == 100.0} == {0}
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"),
+    [
+        ("bits", lambda cell: 16.0),
+        ("gallery_bytes", lambda cell: 2.0 * cell),
+        ("query_flops", None),
+        ("query_parameters", None),
+        ("query_latency", None),
+    ],
+)
+def test_objectives_beside_map_are_told(tmp_path, objective, value):
+    session = ran(
+        tmp_path,
+        TUNING,
+        seeds=[0],
+        train={**BASE["train"], "epochs": 1},
+        tuning={"trials": 1, "parallel": 1, "objectives": ["map", objective], "sampler": "random"},
+    )
+    ((_, _, state, values, *_),) = tried(session)
+    assert state == "complete"
+    trial = next(t for t in session.plan.trials if t.scored)
+    manifest = session.store.manifest(trial.stages["query"])
+    assert values[0] == manifest.result["final"][VALIDATION]
+    if objective == "query_flops":
+        assert values[1] == manifest.result["flops"]
+    elif objective == "query_parameters":
+        assert values[1] == manifest.result["parameters"]
+    elif objective == "query_latency":
+        assert 0 < values[1] < 10_000
+    else:
+        gallery = len(session.plan.datasets[0].splits().gallery)
+        assert values[1] == value(gallery)
+
+
+def test_a_point_beyond_a_constraint_is_not_trained(tmp_path):
+    session = ran(
+        tmp_path,
+        TUNING,
+        seeds=[0],
+        train={**BASE["train"], "epochs": 1},
+        search={"bits": [12, 16, 32], "gamma": [1.0, 100.0]},
+        tuning={
+            "trials": 3,
+            "parallel": 1,
+            "sampler": "random",
+            "constraints": {"bits": {"max": 16.0}},
+        },
+    )
+    assert {t.bits for t in session.plan.trials} <= {12, 16}
+    assert [state for _, _, state, *_ in tried(session) if state != "infeasible"] == [
+        "complete"
+    ] * 3
+
+
+def test_an_earlier_search_gives_its_best_points_first(sensitivity):
+    """What was tried under one name is tried again under another, and costs nothing."""
+    study = {
+        **{key: value for key, value in SENSITIVITY.items() if key != "sensitivity"},
+        "study": "after",
+        "kind": "tuning",
+        "tuning": {
+            "trials": 3,
+            "parallel": 1,
+            "sampler": "random",
+            "warm_start": {"defaults": True, "studies": ["how_sensitive"], "best": 2},
+        },
+    }
+    path = sensitivity.home / "after.yaml"
+    path.write_text(yaml.safe_dump(study))
+    session = open_session(str(path), home=sensitivity.home)
+    run_session(session, Place(executor="inline"))
+    best = {(t.values["gamma"], t.values["margin"]) for t in sensitivity.search.best}
+    points = [(p["gamma"], p["margin"]) for _, p, *_ in tried(session)]
+    assert points[0] == (100.0, 0.2)
+    assert best <= set(points)
