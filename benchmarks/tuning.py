@@ -16,7 +16,7 @@ Ray Tune's own searcher (OptunaSearch) and scheduler (ASHAScheduler) are called 
 which its controller calls them, without a cluster; the rungs are ours (1, 3, eta = 3).
 
     python -m benchmarks.tuning [--repeats 20] [--first-seed 0] [--only NAME ...] [--json]
-    python -m benchmarks.tuning --record [--home FOLDER]     # about 25 minutes on one core
+    python -m benchmarks.tuning --record [--home FOLDER]     # 41 minutes on a busy core
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ class Tuning(_Strict):
             one gallery serves them all.
         parallel: points in work at the same time. The next ones are proposed when all of these
             are told, so that the sequence does not depend on which of them ends first.
-        startup: points at random before the sampler's model is asked.
+        startup: points of a Sobol sequence before the sampler's model is asked; those of the warm
+            start count. The population of "nsga2".
         seed: of the sampler.
         warm_start: what is tried first.
         storage: an Optuna storage: a journal file, or sqlite:/// or postgresql:// for several

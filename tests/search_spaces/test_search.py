@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from retrieval.errors import InputError
-from search_spaces import storages
+from search_spaces import samplers, storages
 from search_spaces.options import Tuning
 from search_spaces.search import Search
 from search_spaces.space import Space
@@ -110,10 +110,10 @@ def lines(folder):
 @pytest.mark.parametrize(
     ("given", "step"),
     [
-        ({"sampler": "tpe", "pruner": "asha"}, 2),
+        ({"sampler": "tpe", "pruner": "asha"}, 3),
         ({"sampler": "random", "pruner": "hyperband"}, 5),
         ({"sampler": "grid", "space": FINITE}, 5),
-        ({"sampler": "tpe", "space": MIXED, "pruner": "median", "trials": 12}, 7),
+        ({"sampler": "tpe", "space": MIXED, "pruner": "median", "trials": 12}, 11),
         ({"sampler": "gp", "pruner": "asha", "trials": 5, "startup": 4}, 20),
         ({"sampler": "cmaes", "per_gallery": 2, "trials": 12}, 9),
         ({"sampler": "nsga2", "trials": 12}, 9),
@@ -365,7 +365,7 @@ def test_mappings_and_null_are_choices_like_others(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2"])
 def test_points_of_a_group_share_what_changes_the_gallery(tmp_path, sampler):
-    tried = drive(make(tmp_path, sampler=sampler, trials=12, per_gallery=3, startup=8))
+    tried = drive(make(tmp_path, sampler=sampler, trials=12, per_gallery=3, startup=10))
     groups = [tried[start : start + 3] for start in range(0, 12, 3)]
     for group in groups:
         assert len({t.point["layers"] for t in group}) == 1
@@ -446,10 +446,19 @@ def test_a_space_without_a_feasible_point_is_an_error(tmp_path, monkeypatch):
         assert len(search.tried()) == 30
 
 
-def test_a_model_that_is_always_astray_gives_way_to_a_spread(tmp_path):
-    """TPE sits at the best x, which a limit excludes: it must still come to the other end."""
-    search = make(tmp_path, trials=8, feasible=lambda p: None if p["x"] > 0.97 else "x")
-    assert Counter(t.state for t in drive(search))["complete"] == 8
+def test_a_model_that_is_always_astray_gives_way_to_a_spread(tmp_path, monkeypatch):
+    """The best x is 0.3, which a limit excludes: the search must come to the other end still."""
+    asked = []
+    propose = samplers.Model.propose
+    monkeypatch.setattr(
+        samplers.Model, "propose", lambda self, h: asked.append(h) or propose(self, h)
+    )
+    search = make(tmp_path, trials=5, feasible=lambda p: None if p["x"] > 0.95 else "x")
+    tried = drive(search)
+    assert Counter(t.state for t in tried)["complete"] == 5
+    assert len(tried) > samplers.ASTRAY + 5
+    # after 20 infeasible points in a row the model is handed points of the sequence
+    assert {h.told is None for h in asked if h.astray >= samplers.ASTRAY} == {False}
 
 
 # ---- the best ----------------------------------------------------------------------------
@@ -479,14 +488,15 @@ def test_several_objectives_have_a_front(tmp_path):
 def test_optuna_reads_the_storage(tmp_path, kind):
     path = tmp_path / "search"
     storage = path if kind == "journal" else f"sqlite:///{path}"
-    search = make(tmp_path, storage=storage, sampler="random", pruner="asha", space=MIXED)
+    given = {"sampler": "random", "pruner": "asha", "space": MIXED, "trials": 5}
+    search = make(tmp_path, storage=storage, **given)
     tried = drive(search)
     if kind == "journal":
         backend = optuna.storages.journal.JournalFileBackend(str(path))
         storage = optuna.storages.JournalStorage(backend)
     study = optuna.load_study(study_name="search", storage=storage)
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
-    assert len(study.trials) == len(tried) == 8
+    assert len(study.trials) == len(tried) == 5
     for frozen, one in zip(study.trials, tried, strict=True):
         assert frozen.params == {n: v for n, v in one.point.items() if n != "tau"}
         assert frozen.intermediate_values == one.reports
