@@ -51,6 +51,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.tuning
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -282,7 +282,7 @@ class Cma:
 
     def _optimizer(self, history: History) -> Any:
         import numpy as np
-        from cmaes import CMA  # type: ignore[import-untyped]
+        from cmaes import CMA
 
         told = [trial for trial in history.trials if trial.state in ("complete", "pruned")]
         before = [trial for trial in told if not trial.notes.get(EVOLVED)]
