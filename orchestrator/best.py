@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from methods.base import METHODS
 from orchestrator.plan import SearchCell, Trial
 from orchestrator.store import canonical
 from orchestrator.study import Study
@@ -63,16 +62,14 @@ def _study(session: Session, cell: SearchCell, trial: Trial) -> dict[str, Any]:
     """Return the study of one chosen setting."""
     planner = session.planner
     changed = planner.study_of(cell, trial.values)
-    values = _without(changed.as_written(), "kind", "search", "sensitivity", "tuning")
-    own = METHODS.get(cell.method).Params.model_fields
-    given = {**cell.base, **{n: v for n, v in trial.values.items() if n in own}}
+    values = _without(changed.as_written(), "kind", "search", "sensitivity", "tuning", "where")
     spec = planner.sides_of(cell, trial.values)
     return {
         **_told(values, Study(**_REQUIRED).as_written()),
         "description": f"the best of the search {session.plan.study} on {cell.name}",
         "datasets": [planner.dataset_of(cell)],
         "pairs": [spec.model_dump(mode="json", exclude_defaults=True)],
-        "methods": [{cell.method: given}],
+        "methods": [{cell.method: planner.params_of(cell, trial.values)}],
         "bits": [trial.bits],
     }
 

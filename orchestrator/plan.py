@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from cluster.resources import Asked, ResourceError, parse_memory
 from methods.base import METHODS, HashMethod, Schedule, Task, build_method
 from methods.pairs import PAIRS, PairSpec, SideSpec
 from orchestrator.store import FORMAT, canonical
-from orchestrator.study import MethodGrid, Resources, Study, check_recipe
+from orchestrator.study import MethodGrid, Resources, Study
 from retrieval.augmentation import Augmentation
 from retrieval.datasets import DATASETS, SHORTHANDS, Dataset, open_dataset
 from retrieval.errors import InputError, UnknownNameError
@@ -245,33 +245,96 @@ class Planner:
             _Data(given, dataset, _augmentation(study, dataset).model_dump(mode="json"))
             for given, dataset in datasets
         ]
-        self._builders: dict[str, _Builder] = {}
+        self._studies: dict[str, Study] = {}
+        self._builders: dict[int, _Builder] = {}
+        self._check_where()
         self.cells: tuple[SearchCell, ...] = ()
         if study.kind == "benchmark":
             self._add_all()
         else:
-            self.cells = _search_cells(study, self._data, self._pairs)
+            self.cells = tuple(
+                replace(cell, number=number)
+                for number, cell in enumerate(
+                    cell
+                    for cell in _search_cells(study, self._data, self._pairs)
+                    if cell.bits is None
+                    or not cell.pair
+                    or self._local(cell.dataset, cell.pair, cell.bits, cell.method) is not None
+                )
+            )
             for cell in self.cells:  # what cannot be is refused before anything runs
                 for point in cell.space.corners():
                     self._method(cell, point)
 
     def _add_all(self) -> None:
-        study = self.study
-        settings = _settings(study)
-        builder = _Builder(study, self.plan, self._asked)
+        settings = _settings(self.study)
         for data in self._data:
-            built = [
-                _Method(_build(setting, bits, data.dataset, study), setting.text)
-                for setting in settings
-                for bits in study.bits
-            ]
+            built: dict[tuple[int, int, str], _Method] = {}
             for pair in self._pairs:
-                for method in built:
-                    for seed in study.seeds:
-                        _Cell(builder, data, pair, method, seed).add()
+                for place, setting in enumerate(settings):
+                    for bits in self.study.bits:
+                        here = self._local(data.dataset.label, pair.name, bits, setting.method)
+                        if here is None:
+                            continue
+                        key = (place, bits, here.text)
+                        if key not in built:
+                            own = here.setting(setting)
+                            method = _build(own, bits, data.dataset, here.study)
+                            built[key] = _Method(method, own.text)
+                        for seed in self.study.seeds:
+                            _Cell(here.builder, data, pair, built[key], seed).add()
         order = {kind: place for place, kind in enumerate(KINDS)}
         stages = sorted(self.plan.stages.items(), key=lambda item: order[item[1].kind])
         self.plan.stages = dict(stages)
+
+    def _check_where(self) -> None:
+        """Refuse a place under ``where`` that the study has not."""
+        names = {
+            "dataset": [data.dataset.label for data in self._data],
+            "pair": [pair.name for pair in self._pairs],
+        }
+        for place, where in enumerate(self.study.where):
+            for part, known in names.items():
+                given = getattr(where, part)
+                for name in given if isinstance(given, list) else [given]:
+                    if name is not None and name not in known:
+                        raise UnknownNameError(
+                            f"{part} of this study", name, known, key=f"where.{place}.{part}"
+                        )
+
+    def _local(self, dataset: str, pair: str, bits: int, method: str) -> _Local | None:
+        """Return what holds in a cell; None where the method is not run there."""
+        places = [
+            (place, where)
+            for place, where in enumerate(self.study.where)
+            if where.holds(dataset, pair, bits)
+        ]
+        if any(where.only and method not in where.only for _, where in places):
+            return None
+        params: dict[str, Any] = {}
+        train: dict[str, Any] = {}
+        key = ""
+        for place, where in places:
+            if method in where.methods:
+                params |= where.methods[method]
+                key = f"where.{place}.methods.{method}"
+            train = _merged(train, where.train)
+        text = canonical([params, train]) if places else ""
+        study = self._trained(train)
+        return _Local(study, self._builder(study), params, train, text, key)
+
+    def _trained(self, train: Mapping[str, Any]) -> Study:
+        text = canonical(dict(train)) if train else ""
+        if text not in self._studies:
+            self._studies[text] = self.study.trained(train) if train else self.study
+        return self._studies[text]
+
+    def _builder(self, study: Study) -> _Builder:
+        """Return what adds stages of a recipe to the plan."""
+        known = self._builders.get(id(study.train))
+        if known is None:
+            known = self._builders[id(study.train)] = _Builder(study, self.plan, self._asked)
+        return known
 
     # ---- searches ------------------------------------------------------------------------
 
@@ -299,14 +362,9 @@ class Planner:
         study, method = self._method(cell, values)
         data = self._data[cell.places[0]]
         pair = self._pair_of(cell, values)
-        text = canonical(study.train.model_dump(mode="json"))
-        if text not in self._builders:
-            self._builders[text] = _Builder(study, self.plan, self._asked)
+        builder = self._builder(study)
         about = {"cell": cell.number, "number": number, "values": dict(values)}
-        return [
-            _Cell(self._builders[text], data, pair, method, seed, scored, about).add()
-            for seed in seeds
-        ]
+        return [_Cell(builder, data, pair, method, seed, scored, about).add() for seed in seeds]
 
     def values_of(self, cell: SearchCell, *, inactive: bool = False) -> dict[str, Any]:
         """Return the study's own values of what is searched: those given, else the published ones.
@@ -315,7 +373,12 @@ class Planner:
             cell: where.
             inactive: whether to return the values of dimensions too that do not count there.
         """
-        params = METHODS.get(cell.method).Params.parse(cell.base).model_dump(mode="json")
+        bits = self.study.bits[0] if cell.bits is None else cell.bits
+        pair = cell.pair or self._pairs[0].name
+        here = self._local(cell.dataset, pair, bits, cell.method)
+        given = {**cell.base, **({} if here is None else here.params)}
+        study = self.study if here is None else here.study
+        params = METHODS.get(cell.method).Params.parse(given).model_dump(mode="json")
         point: dict[str, Any] = {}
         for name, dimension in cell.space.dimensions.items():
             if not inactive and name not in cell.space.active({**point, name: None}):
@@ -325,7 +388,7 @@ class Planner:
             elif name == "pair":
                 value = self._pairs[0].name
             elif name.startswith("train."):
-                value = _recipe_value(self.study, name)
+                value = _recipe_value(study, name)
             else:
                 value = params[name]
             if not dimension.has(value) and isinstance(dimension, Fixed):
@@ -370,6 +433,14 @@ class Planner:
         """Return the study with a point's recipe."""
         return self._method(cell, values)[0]
 
+    def params_of(self, cell: SearchCell, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a point's hyperparameters as far as the study or the point gives them."""
+        pair = self._pair_of(cell, values).name
+        here = self._local(cell.dataset, pair, self.bits_of(cell, values), cell.method)
+        own = METHODS.get(cell.method).Params.model_fields
+        local = {} if here is None else here.params
+        return {**cell.base, **local, **{n: v for n, v in values.items() if n in own}}
+
     def dataset_of(self, cell: SearchCell) -> str | dict[str, Any]:
         """Return a cell's dataset as the study gives it, its paths made absolute."""
         return self._data[cell.places[0]].given
@@ -390,20 +461,67 @@ class Planner:
 
     def _method(self, cell: SearchCell, values: Mapping[str, Any]) -> tuple[Study, _Method]:
         """Return the study with a point's recipe, and the point's method."""
-        recipe = {n.removeprefix("train."): v for n, v in values.items() if n.startswith("train.")}
-        study = _with_recipe(self.study, recipe) if recipe else self.study
+        bits, pair = self.bits_of(cell, values), self._pair_of(cell, values).name
+        here = self._local(cell.dataset, pair, bits, cell.method)
+        if here is None:
+            raise InputError(
+                f"{cell.method} is not run on {pair} with {bits} bits there, and the search has "
+                "such points",
+                key="where",
+            )
         own = METHODS.get(cell.method).Params.model_fields
-        given = {**cell.base, **{n: v for n, v in values.items() if n in own}}
+        given = {**cell.base, **here.params, **{n: v for n, v in values.items() if n in own}}
         try:
             params = METHODS.get(cell.method).Params.parse(given).model_dump(mode="json")
         except InputError as error:
-            raise error.located(prefix=cell.key) from None
+            raise error.located(
+                prefix=here.key if error.key in here.params else cell.key
+            ) from None
         shown = [name for name in values if name not in ("bits", "pair")]
         text = setting_text({name: _brief(v) for name, v in {**values, **params}.items()}, shown)
         setting = _Setting(cell.method, params, text, cell.key)
-        bits = self.bits_of(cell, values)
+        recipe = _recipe_of(values)
+        study = self._trained(_merged(here.train, recipe)) if recipe else here.study
         dataset = self._data[cell.places[0]].dataset
         return study, _Method(_build(setting, bits, dataset, study), text)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """What holds in a cell.
+
+    Attributes:
+        study: with the recipe of the cell.
+        builder: of its stages.
+        params: hyperparameters that take the place of those given.
+        train: fields of the recipe that do.
+        text: tells cells apart in which something else holds.
+        key: where the study says the hyperparameters.
+    """
+
+    study: Study
+    builder: _Builder
+    params: dict[str, Any]
+    train: dict[str, Any]
+    text: str
+    key: str
+
+    def setting(self, given: _Setting) -> _Setting:
+        """Return a setting as it is in the cell.
+
+        Raises:
+            InputError: a hyperparameter is refused; ``key`` is the study's.
+        """
+        if not self.params:
+            return given
+        try:
+            cls = METHODS.get(given.method).Params
+            for name, value in self.params.items():
+                cls.parse({name: value})
+            params = cls.parse({**given.params, **self.params}).model_dump(mode="json")
+        except InputError as error:
+            raise error.located(prefix=self.key) from None
+        return _Setting(given.method, params, given.text, given.key)
 
 
 def _brief(value: Any) -> Any:
@@ -482,18 +600,20 @@ def _space(study: Study, grid: MethodGrid, pairs: Sequence[_Pair]) -> Space:
         raise error.located(prefix=key) from None
 
 
-def _with_recipe(study: Study, values: Mapping[str, Any]) -> Study:
-    """Return the study with other values of its recipe: ``lr_head``, ``query.epochs``."""
-    train = study.train
-    recipe = dict(train.recipe)
-    own: dict[str, dict[str, Any]] = {side: dict(getattr(train, side)) for side in SIDES}
+def _merged(train: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a recipe with those of another in their place, side by side."""
+    sides = {side: {**train.get(side, {}), **more.get(side, {})} for side in SIDES}
+    return {**train, **more, **{side: values for side, values in sides.items() if values}}
+
+
+def _recipe_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the recipe among a point's values: ``train.query.epochs`` and such."""
+    fields: dict[str, Any] = {}
     for name, value in values.items():
-        side, _, field_name = name.rpartition(".")
-        (own[side] if side else recipe)[field_name] = value
-    for side in SIDES:
-        check_recipe({**recipe, **own[side]}, side, own[side])
-    changed = train.model_copy(update={"recipe": recipe, **own})
-    return study.model_copy(update={"train": changed})
+        if name.startswith("train."):
+            side, _, field_name = name.removeprefix("train.").rpartition(".")
+            fields = _merged(fields, {side: {field_name: value}} if side else {field_name: value})
+    return fields
 
 
 def _recipe_value(study: Study, name: str) -> Any:

@@ -178,6 +178,34 @@ class Evaluation(_Strict):
         return value
 
 
+class Where(_Strict):
+    """What is different in some of a study's cells, as papers have it for some datasets.
+
+    Attributes:
+        dataset, pair, bits: where it holds: one or several of the study's; null is all of them.
+        methods: method -> hyperparameters that take the place of those given under ``methods``.
+        only: methods that are run there; empty is all of them.
+        train: fields of the recipe that take the place of those under ``train``, also in ``query``
+            and ``gallery``.
+    """
+
+    dataset: str | list[str] | None = None
+    pair: str | list[str] | None = None
+    bits: int | list[int] | None = None
+    methods: dict[str, dict[str, Any]] = {}
+    only: list[str] = []
+    train: dict[str, Any] = {}
+
+    def holds(self, dataset: str, pair: str, bits: int) -> bool:
+        """Whether a cell is meant."""
+        asked = ((self.dataset, dataset), (self.pair, pair), (self.bits, bits))
+        return all(given is None or here in _several(given) for given, here in asked)
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 class Tracking(_Strict):
     """Where runs are mirrored. Operational.
 
@@ -206,6 +234,7 @@ class Study(_Strict):
             again with other hyperparameters; a list as a value spans a grid.
         bits: code lengths B.
         seeds: trial seeds; the split has a seed of its own in the protocol.
+        where: what is different in some of the cells; of two that say otherwise, the later holds.
         search: what a sensitivity or tuning study varies: name -> dimension of the search space
             (see ``search_spaces.space``), or "default" for what the method declares; with several
             methods, name of the method -> that. Names are hyperparameters, ``bits``, ``pair``, and
@@ -228,6 +257,7 @@ class Study(_Strict):
     seeds: list[int] = Field([0], min_length=1)
     train: Training = Training()
     evaluate: Evaluation = Evaluation()
+    where: list[Where] = []
     search: Literal["default"] | dict[str, Any] | None = None
     sensitivity: Sensitivity = Sensitivity()
     tuning: Tuning = Tuning()
@@ -278,7 +308,32 @@ class Study(_Strict):
                 del values[kind]
         if self.search is None:
             del values["search"]
+        if not self.where:
+            del values["where"]
         return values
+
+    def trained(self, values: Mapping[str, Any]) -> Study:
+        """Return the study with other fields of its recipe.
+
+        Args:
+            values: fields as under ``train``, ``lr_head`` or ``query: {lr_head: ...}``.
+
+        Raises:
+            InputError: a field is unknown, or a value is refused; ``key`` is below ``train``.
+        """
+        own: dict[str, dict[str, Any]] = {"query": {}, "gallery": {}}
+        known = {*Recipe.model_fields, *own}
+        for name, value in values.items():
+            if name not in known:
+                raise UnknownNameError("field of the recipe", name, known, key=f"train.{name}")
+            if name in own and not isinstance(value, dict):
+                raise InputError("must be a mapping", key=f"train.{name}", value=value)
+        recipe = {**self.train.recipe, **{n: v for n, v in values.items() if n not in own}}
+        for side in own:
+            own[side] = {**getattr(self.train, side), **values.get(side, {})}
+            check_recipe({**recipe, **own[side]}, side, own[side])
+        changed = self.train.model_copy(update={"recipe": recipe, **own})
+        return self.model_copy(update={"train": changed})
 
     def method_grids(self) -> list[MethodGrid]:
         """Return the methods with the hyperparameters as given; lists span a grid."""
@@ -518,10 +573,40 @@ def _validate(raw: dict[str, Any], folder: Path) -> Study:
     if study.tracking.uri is not None:
         check_uri(study.tracking.uri)
     _check_kind(study, set(data))
+    _check_where(study)
     for side in ("query", "gallery"):
         own = getattr(study.train, side)
         check_recipe({**study.train.recipe, **own}, side, own)
     return study
+
+
+def _check_where(study: Study) -> None:
+    """Refuse a cell that the study has not, a method that it has not, and a wrong recipe."""
+    methods = {grid.name for grid in study.method_grids()}
+    for place, where in enumerate(study.where):
+        key = f"where.{place}"
+        for bits in _several(where.bits if where.bits is not None else []):
+            if bits not in study.bits:
+                known = ", ".join(map(str, study.bits))
+                raise InputError(f"the study has {known}", key=f"{key}.bits", value=bits)
+        for part, names in (("methods", where.methods), ("only", where.only)):
+            for name in names:
+                if name not in methods:
+                    raise UnknownNameError(
+                        "method of this study", name, methods, key=f"{key}.{part}"
+                    )
+        for method, values in where.methods.items():
+            for name, value in values.items():
+                if isinstance(value, list):
+                    raise InputError(
+                        "has one value in a cell; a list spans a grid, under 'methods'",
+                        key=f"{key}.methods.{method}.{name}",
+                        value=value,
+                    )
+        try:
+            study.trained(where.train)
+        except InputError as error:
+            raise error.located(prefix=key) from None
 
 
 def _check_kind(study: Study, given: set[str]) -> None:
@@ -576,6 +661,7 @@ _MAPPINGS = (
     "tracking",
 )
 _LISTS = {
+    "where": "mappings, each with where it holds and what is different there",
     "datasets": "names of datasets, or mappings with 'name' (or 'folder') and options",
     "pairs": "names of pairs, or mappings with 'query' and 'gallery'",
     "methods": "names of methods, or mappings of a name to its hyperparameters",
