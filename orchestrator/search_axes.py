@@ -130,6 +130,15 @@ def dimension_ticks(dimension: Dimension) -> list[tuple[float, str]]:
     return sorted({(place_of(dimension, value), value_text(value)) for value in values})
 
 
+def round_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Return about six ticks at round numbers from low to high."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [(i * step, f"{i * step:.6g}") for i in range(first, last + 1)]
+
+
 def _categories(name: str, values: Sequence[Value], dimension: Dimension | None) -> Axis:
     listed = dimension.choices if isinstance(dimension, Categorical) else []
     present = {_key(value): value for value in values}
@@ -179,7 +188,7 @@ def _finished(
     elif scale == "symlog":
         ticks = _signed_decades(lies[0], lies[-1], unit)
     else:
-        ticks = _round_ticks(lies[0], lies[-1])
+        ticks = round_ticks(lies[0], lies[-1])
     return Axis(name, scale, tuple(sorted(ticks)), low, high, zero=zero, unit=unit)
 
 
@@ -208,15 +217,6 @@ def _signed_decades(low: float, high: float, unit: float) -> list[tuple[float, s
         (place, math.copysign(unit * 10 ** (abs(place) - 1), place)) for place in below + above
     ]
     return [(0.0, "0"), *((place, f"{number:.4g}") for place, number in marks)]
-
-
-def _round_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return about six ticks at round numbers from low to high."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [(i * step, f"{i * step:.6g}") for i in range(first, last + 1)]
 
 
 def _texts(numbers: Sequence[float]) -> dict[float, str]:

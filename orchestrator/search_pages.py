@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import importlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from orchestrator.search_axes import (
     Axis,
     axis_of,
     dimension_ticks,
+    round_ticks,
     shortened,
     value_text,
     values_text,
@@ -54,6 +56,19 @@ _VALIDATION, _TEST, _BEST, _QUIET = "#0072B2", "#D55E00", "#E6B800", "#8C8C8C"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+_SHADES = (
+    "#440154", "#482878", "#3e4a89", "#31688e", "#26828e",
+    "#1f9e89", "#35b779", "#6dcd59", "#b4de2c", "#fde725",
+)  # fmt: skip
+"""Viridis, from the lowest mAP to the highest."""
+_NO_VALUE = -0.14
+"""Place of "n/a" on an axis of parallel coordinates, below all values."""
+_LEVEL = 24
+"""Characters of labels that fit side by side under the narrowest plot."""
+_NAMED = 4
+"""So many parameters a caption names."""
+_FEW = 8
+"""Up to so many whole numbers each has its own tick; Plotly would put halves between them."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +79,15 @@ class Plot:
         name: its heading.
         told: what it shows, for who does not see it.
         data, layout: as Plotly takes them.
-        wide: whether a narrow screen scrolls it instead of squeezing it.
+        least: width in rem under which it scrolls instead of being squeezed, and for which it
+            has a row of its own; 0 for one that stands beside others.
     """
 
     name: str
     told: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
-    wide: bool = False
+    least: float = 0
 
 
 def page(results: SearchResults) -> str:
@@ -140,7 +156,6 @@ def _top(results: SearchResults) -> str:
 def _studied(results: SearchResults) -> str:
     seeds = ", ".join(map(str, results.seeds))
     facts = [
-        ("Searches", "; ".join(cell.name for cell in results.cells)),
         ("Points", how_text(results)),
         ("Seeds", seeds),
         ("State", counts_text(results)),
@@ -149,7 +164,11 @@ def _studied(results: SearchResults) -> str:
         facts.append(("Objectives", ", ".join(OBJECTIVES[name] for name in results.objectives)))
     if time_text(results):
         facts.append(("Time", time_text(results)))
-    listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(told)}</dd>" for name, told in facts)
+    searches = "".join(
+        f'<a href="#search-{cell.number}">{_text(cell.name)}</a>' for cell in results.cells
+    )
+    listed = f"<dt>Searches</dt><dd>{searches}</dd>"
+    listed += "".join(f"<dt>{_text(name)}</dt><dd>{_text(told)}</dd>" for name, told in facts)
     tables = []
     seen: list[Any] = []
     for cell in results.cells:
@@ -282,18 +301,25 @@ def _table(
         wrap: places of the columns that are long text.
     """
     marked, long = set(best), set(wrap)
+    numbers = {
+        column
+        for column in set(range(len(heads))) - long
+        if all(_NUMBER.match(line[column]) for line in lines if line[column] != "-")
+    }
+    kinds = [
+        ' class="wrap"' if column in long else ' class="number"' if column in numbers else ""
+        for column in range(len(heads))
+    ]
     top = "".join(
-        f'<th scope="col"><button type="button">{_text(head) or "&nbsp;"}</button></th>'
-        for head in heads
+        f'<th scope="col"{kind}><button type="button">{_text(head or "which")}</button></th>'
+        for head, kind in zip(heads, kinds, strict=True)
     )
     rows = []
     for place, line in enumerate(lines):
-        cells = [
-            f"<td{_cell_class(text, column in long)}>{_text(text)}</td>"
-            for column, text in enumerate(line)
-        ]
+        cells = [f"<td{kind}>{_text(text)}</td>" for text, kind in zip(line, kinds, strict=True)]
         if place in marked:
-            cells[0] = cells[0].replace("</td>", ' <strong title="recommended">★</strong></td>')
+            star = ' <strong role="img" aria-label="recommended">★</strong></td>'
+            cells[0] = cells[0].replace("</td>", star)
         rows.append(f"<tr{' class=best' if place in marked else ''}>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table>'
@@ -302,22 +328,23 @@ def _table(
     )
 
 
-def _cell_class(text: str, wrap: bool) -> str:
-    if wrap:
-        return ' class="wrap"'
-    return ' class="number"' if text[:1].isdigit() or text[:1] in ("-", "+", "(") else ""
+_NUMBER = re.compile(r"(\([^)]*\) )?[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?( |$)")
+"""A number with what may stand around it: ``(2 of 3) 0.8653 ± 0.0021``."""
 
 
 def _plots(drawn: Sequence[Plot], plots: list[Plot]) -> str:
     """Return the places of plots, which the script fills, and note the plots."""
     figures = []
     for plot in drawn:
-        wide = " wide" if plot.wide else ""
+        number = len(plots)
+        wide = f' style="min-width: {plot.least:g}rem"' if plot.least else ""
         figures.append(
-            f'<figure><div class="scroll" tabindex="0" role="img" aria-label="{_text(plot.told)}">'
-            f'<div class="plot{wide}" data-plot="{len(plots)}"></div></div>'
-            f"<figcaption><strong>{_text(plot.name)}</strong>. {_text(plot.told)}</figcaption>"
-            "</figure>"
+            f"<figure{' class=wide' if plot.least else ''}>"
+            f'<div class="scroll" tabindex="0" role="group" aria-label="{_text(plot.name)}">'
+            f'<div class="plot" data-plot="{number}" role="img" '
+            f'aria-labelledby="plot-{number}"{wide}></div></div>'
+            f'<figcaption id="plot-{number}"><strong>{_text(plot.name)}</strong>. '
+            f"{_text(plot.told)}</figcaption></figure>"
         )
         plots.append(plot)
     return f'<div class="plots">{"".join(figures)}</div>'
@@ -332,8 +359,6 @@ def _drawn(results: SearchResults, cell: SearchCell, found: Findings) -> list[Pl
         drawn.append(_contour(cell, found.contour))
     if found.importances is not None and found.importances.effects:
         drawn.append(_importances(found))
-    if len(cell.space.searched) > 1 and any(r.validation is not None for r in found.parallel):
-        drawn.append(_parallel(cell, found))
     if results.kind == "tuning" and any(point.best is not None for point in found.history):
         drawn.append(_history(results, cell, found))
     epochs = _epochs(results, cell, found)
@@ -341,6 +366,8 @@ def _drawn(results: SearchResults, cell: SearchCell, found: Findings) -> list[Pl
     if results.pareto.get(cell.number):
         others = [name for name in results.objectives if name != "map"]
         drawn += [_pareto(results, cell, other) for other in others]
+    if len(cell.space.searched) > 1 and any(r.validation is not None for r in found.parallel):
+        drawn.append(_parallel(cell, found))
     return drawn
 
 
@@ -366,7 +393,7 @@ def _curve(results: SearchResults, cell: SearchCell, curve: Curve) -> Plot:
         means = [end.mean for end in ends]
         data.append(
             _trace(
-                "interval of the mean", xs, means, mode="markers", color=_VALIDATION, size=1,
+                "interval", xs, means, mode="markers", color=_VALIDATION, symbol="line-ns-open",
                 error_y={
                     "type": "data", "symmetric": False, "color": _VALIDATION,
                     "array": [h - m for h, m in zip(highs, means, strict=True)],
@@ -406,10 +433,16 @@ def _curve(results: SearchResults, cell: SearchCell, curve: Curve) -> Plot:
     centers = {value_text(point.value) for point in curve.points}
     if curve.center is not None and value_text(curve.center) in centers:
         layout["shapes"] = [_line_at(scale.place(curve.center))]
-    told = curve_text(curve, len(results.seeds))
+    held = f" (with {values_text(curve.held)})" if curve.held else ""
+    name = curve.name + held
+    told = _sentence(curve_text(curve, len(results.seeds)).removeprefix(f"{name}: "))
     if curve.center is not None:
         told += f" The dotted line is the study's own value, {value_text(curve.center)}."
-    return Plot(curve.name, told, data, layout)
+    return Plot(name, told, data, layout)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _compared(results: SearchResults, name: str) -> Plot:
@@ -449,6 +482,9 @@ def _compared(results: SearchResults, name: str) -> Plot:
     return Plot(name, told + ".", data, _layout(_axis(scale), _map_axis()))
 
 
+_COLOUR_BAR = {"title": {"text": "mAP", "side": "right"}, "thickness": 12, "outlinewidth": 0}
+
+
 def _contour(cell: SearchCell, contour: Contour) -> Plot:
     dimensions = cell.space.dimensions
     across = axis_of(
@@ -472,7 +508,7 @@ def _contour(cell: SearchCell, contour: Contour) -> Plot:
                 "zmin": low,
                 "zmax": high,
                 "hoverinfo": "z",
-                "colorbar": {"title": {"text": "mAP"}, "thickness": 12},
+                "colorbar": _COLOUR_BAR,
             }
         )
     texts = [
@@ -495,6 +531,7 @@ def _contour(cell: SearchCell, contour: Contour) -> Plot:
         "cmax": high,
         "line": {"color": "#ffffff", "width": 1.5},
         "showscale": not known,
+        "colorbar": _COLOUR_BAR,
     }
     data.append(dots)
     x, y, mean, number = max(contour.points, key=lambda point: (point[2], -point[3]))
@@ -511,7 +548,7 @@ def _contour(cell: SearchCell, contour: Contour) -> Plot:
 def _importances(found: Findings) -> Plot:
     assert found.importances is not None
     importances = found.importances
-    names = [_label(shortened(effect.name)) for effect in importances.effects]
+    effects = importances.effects
     data = []
     for place, (what, shares) in enumerate(effect_bars(importances).items()):
         trace: dict[str, Any] = {
@@ -519,12 +556,17 @@ def _importances(found: Findings) -> Plot:
             "orientation": "h",
             "name": what,
             "x": [share.value for share in shares],
-            "y": names,
+            "y": list(range(len(effects))),
             "marker": {
                 "color": _COLOURS[0] if place == 0 else _COLOURS[5],
                 "pattern": {"shape": "" if place == 0 else "/"},
             },
-            "hoverinfo": "x+name",
+            "hoverinfo": "text",
+            "text": [
+                _label(f"{effect.name}, {what}: {share.value:.4f}")
+                for effect, share in zip(effects, shares, strict=True)
+            ],
+            "textposition": "none",
         }
         ends = [(s.value, s.low, s.high) for s in shares]
         if all(low is not None and high is not None for _, low, high in ends):
@@ -537,43 +579,111 @@ def _importances(found: Findings) -> Plot:
         data.append(trace)
     whole = importances.method != "curve"
     across = {
-        "title": {"text": "part of the variance" if whole else "sd of the curve (mAP)"},
+        "title": {
+            "text": "part of the variance" if whole else "sd of the curve (mAP)",
+            "standoff": 8,
+        },
         "rangemode": "tozero",
+        "automargin": True,
     }
-    layout = _layout(across, {"autorange": "reversed", "automargin": True})
-    told = "; ".join(importances_text(importances)[1:]) + "."
+    up = {
+        "tickmode": "array",  # by place: two long names may be the same text when shortened
+        "tickvals": list(range(len(effects))),
+        "ticktext": [_label(shortened(effect.name)) for effect in effects],
+        "range": [len(effects) - 0.5, -0.5],
+        "zeroline": False,
+        "showgrid": False,
+        "automargin": True,
+    }
+    layout = _layout(across, up)
+    first = [effect.name for effect in effects[:_NAMED]]
+    more = f" and {len(effects) - _NAMED} more" if len(effects) > _NAMED else ""
+    told = f"The most important first: {', '.join(first)}{more}. The numbers are listed below."
     return Plot("What the validation mAP depends on", told, data, layout)
 
 
 def _parallel(cell: SearchCell, found: Findings) -> Plot:
+    """Return a line for each complete point, through its values and its mAP.
+
+    Lines are drawn as a scatter plot. Plotly's own parallel coordinates take three WebGL contexts
+    a plot, of which a browser has 16 for the whole page, and none at all on some machines.
+    """
+    names = list(cell.space.searched)
     rows = [row for row in found.parallel if row.validation is not None]
-    dimensions = []
-    for name in cell.space.searched:
-        ticks = dimension_ticks(cell.space.dimensions[name])
-        places = [row.places.get(name) for row in rows]
-        if any(place is None for place in places):
-            ticks = [(-0.14, "n/a"), *ticks]
-        dimensions.append(
-            {
-                "label": _label(shortened(name, 20)),
-                "values": [-0.14 if place is None else place for place in places],
-                "range": [-0.14 if ticks[0][0] < 0 else 0, 1],
-                "tickvals": [place for place, _ in ticks],
-                "ticktext": [_label(shortened(text, 14)) for _, text in ticks],
-            }
-        )
-    scores = [row.validation for row in rows]
-    dimensions.append({"label": "mAP", "values": scores})
+    rows.sort(key=lambda row: (row.validation or 0.0, -row.number))  # the best lie on top
+    scores = [row.validation or 0.0 for row in rows]
+    low, high = scores[0], scores[-1]
+    shades: dict[int, dict[str, list[Any]]] = {}
+    for row, score in zip(rows, scores, strict=True):
+        share = (score - low) / (high - low) if high > low else 0.5
+        places = [row.places.get(name) for name in names]
+        ys = [_NO_VALUE if place is None else place for place in places] + [share]
+        shade = min(int(share * len(_SHADES)), len(_SHADES) - 1)
+        lines = shades.setdefault(shade, {"x": [], "y": [], "customdata": [], "text": []})
+        text = _label(f"#{row.number}: {values_text(row.values)}: {score:.4f}")
+        lines["x"] += [*range(len(ys)), None]
+        lines["y"] += [*ys, None]
+        lines["customdata"] += [row.number] * (len(ys) + 1)
+        lines["text"] += [text] * len(ys) + [""]
     data = [
         {
-            "type": "parcoords",
-            "dimensions": dimensions,
-            "line": {"color": scores, "colorscale": "Viridis", "showscale": False},
+            "type": "scatter",
+            "mode": "lines+markers",  # what has no markers cannot be selected
+            "marker": {"color": _SHADES[shade], "size": 5},
+            "line": {"color": _SHADES[shade], "width": 1.5},
+            "hoverinfo": "text",
+            "unselected": {"marker": {"opacity": 1}},
+            **lines,
         }
+        for shade, lines in sorted(shades.items())
     ]
-    layout = {"margin": {"l": 50, "r": 50, "t": 50, "b": 20}}
-    told = f"{plural(len(rows), 'complete point')}, a line each; drag along an axis to select."
-    return Plot("Settings and their validation mAP", told, data, layout, wide=True)
+    ticks = [dimension_ticks(cell.space.dimensions[name]) for name in names]
+    for name, labels in zip(names, ticks, strict=True):
+        if any(row.places.get(name) is None for row in rows):
+            labels.insert(0, (_NO_VALUE, "n/a"))
+    bottom = min(labels[0][0] for labels in ticks)
+    if high > low:
+        marks = [((mark - low) / (high - low), text) for mark, text in round_ticks(low, high)]
+    else:
+        marks = [(0.5, f"{low:.4g}")]
+    axes = list(zip([*names, "mAP"], [*ticks, marks], strict=True))
+    hidden = {"visible": False, "fixedrange": True}
+    layout = {
+        "xaxis": {**hidden, "range": [-0.02, len(axes) - 0.98]},
+        "yaxis": {**hidden, "range": [min(bottom, 0) - 0.05, 1.14]},
+        "shapes": [_line_at(i, dash="solid", low=0, high=1) for i in range(len(axes))],
+        "annotations": [note for i, axis in enumerate(axes) for note in _axis_notes(i, *axis)],
+        "margin": {"l": 80, "r": 60, "t": 34, "b": 4},
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": "select",
+        "selectdirection": "any",
+    }
+    told = (
+        f"{plural(len(rows), 'complete point')}, a line each, yellow for the highest mAP. "
+        "Drag over lines to keep those alone; a double click shows all."
+    )
+    name = "Settings and their validation mAP"
+    return Plot(name, told, data, layout, least=7.0 * len(axes) + 2)
+
+
+def _axis_notes(place: int, name: str, ticks: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+    """Return the name of an axis of parallel coordinates, above it, and what its places are."""
+    note = {"x": place, "showarrow": False, "font": {"size": 11}}
+    named = {"y": 1.06, "yanchor": "bottom", "text": _label(shortened(name, 13))}
+    labels = [
+        {
+            **note,
+            "y": lies,
+            "xanchor": "right",
+            "xshift": -3,
+            "text": _label(shortened(text, 12)),
+            "bgcolor": "rgba(255,255,255,0.75)",
+            "borderpad": 0,
+        }
+        for lies, text in ticks
+    ]
+    return [{**note, **named, "font": {"size": 12}}, *labels]
 
 
 def _history(results: SearchResults, cell: SearchCell, found: Findings) -> Plot:
@@ -617,7 +727,7 @@ def _history(results: SearchResults, cell: SearchCell, found: Findings) -> Plot:
         f"The best of {plural(len(found.history), 'point')} is #{last.best_number}, "
         f"{last.best:.4f}; {plural(results.count('failed'), 'point')} failed in the study."
     )
-    layout = _layout({"title": {"text": "point"}}, _map_axis())
+    layout = _layout(_count_axis("point", len(found.history) - 1), _map_axis())
     return Plot("The course of the search", told, [line, *data], layout)
 
 
@@ -662,7 +772,8 @@ def _epochs(results: SearchResults, cell: SearchCell, found: Findings) -> Plot |
             data.append(trace)
     stopped = len(kinds.get("stopped early", ()))
     told = f"{plural(len(trials), 'trial')}, {stopped} of them stopped early."
-    layout = _layout({"title": {"text": "epoch"}}, _map_axis())
+    last_epoch = max(max(trial.by_epoch) for trial in trials)
+    layout = _layout(_count_axis("epoch", last_epoch), _map_axis())
     return Plot("Validation mAP by epoch", told, data, layout)
 
 
@@ -695,7 +806,8 @@ def _pareto(results: SearchResults, cell: SearchCell, other: str) -> Plot:
         f"{plural(count, 'point')} of {len(points)}: no other is at least as good in every "
         "objective and better in one."
     )
-    layout = _layout({"title": {"text": OBJECTIVES[other]}}, _map_axis())
+    across = {**_map_axis(), "title": {"text": OBJECTIVES[other], "standoff": 8}}
+    layout = _layout(across, _map_axis())
     return Plot(f"mAP against {OBJECTIVES[other]}", told, data, layout)
 
 
@@ -731,11 +843,15 @@ def _trace(
 def _axis(scale: Axis) -> dict[str, Any]:
     """Return an axis as Plotly has it: places that are labelled, the same as in the pictures."""
     named = scale.name + (" (0 | log)" if scale.zero is not None else "")
+    texts = [_label(shortened(text, 14)) for _, text in scale.ticks]
+    angle = -40 if sum(map(len, texts)) > _LEVEL else 0
     return {
-        "title": {"text": _label(shortened(named, 40))},
+        "title": {"text": _label(shortened(named, 40)), "standoff": 8},
         "tickmode": "array",
         "tickvals": [place for place, _ in scale.ticks],
-        "ticktext": [_label(shortened(text, 18)) for _, text in scale.ticks],
+        "ticktext": texts,
+        "tickangle": angle,
+        "ticklabeloverflow": "allow",
         "range": [scale.low, scale.high],
         "zeroline": False,
         "automargin": True,
@@ -743,28 +859,45 @@ def _axis(scale: Axis) -> dict[str, Any]:
 
 
 def _map_axis() -> dict[str, Any]:
-    return {"title": {"text": "mAP"}, "zeroline": False, "automargin": True}
+    return {"title": {"text": "mAP", "standoff": 8}, "zeroline": False, "automargin": True}
+
+
+def _count_axis(name: str, last: int) -> dict[str, Any]:
+    """Return an axis of whole numbers up to ``last``."""
+    title = {"text": name, "standoff": 8}
+    step = {"dtick": 1} if last <= _FEW else {}
+    return {"title": title, "zeroline": False, "automargin": True, **step}
 
 
 def _layout(across: dict[str, Any], up: dict[str, Any]) -> dict[str, Any]:
     return {
         "xaxis": across,
         "yaxis": up,
-        "margin": {"l": 50, "r": 10, "t": 10, "b": 40},
-        "legend": {"orientation": "h", "y": -0.25},
+        "margin": {"l": 50, "r": 16, "t": 34, "b": 40},  # the buttons lie in the one above
+        "legend": {
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "entrywidth": 0,
+            "itemwidth": 30,
+        },
         "hovermode": "closest",
     }
 
 
-def _line_at(place: float) -> dict[str, Any]:
+def _line_at(
+    place: float, *, dash: str = "dot", low: float = 0, high: float = 1
+) -> dict[str, Any]:
     return {
         "type": "line",
         "x0": place,
         "x1": place,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"dash": "dot", "width": 1.5, "color": _QUIET},
+        "yref": "paper" if dash == "dot" else "y",
+        "y0": low,
+        "y1": high,
+        "layer": "above" if dash == "dot" else "below",
+        "line": {"dash": dash, "width": 1.5, "color": _QUIET},
     }
 
 
@@ -773,35 +906,37 @@ def _line_at(place: float) -> dict[str, Any]:
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --fore: #1a1a1a; --soft: #595959;
   --line: #d0d0d0; --panel: #f5f6f8; --accent: #005a9c; --best: #e3f1fb; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --back: #15181c; --fore: #ececec; --soft: #b3b8bf; --line: #3b4148; --panel: #1f2429;
     --accent: #7cc0f2; --best: #17364d; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--back);
-  color: var(--fore); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+  color: var(--fore); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1.05rem; margin: 1.25rem 0 .5rem; }
+h3 { font-size: 1.05rem; margin: 1.25rem 0 .5rem; } ul { padding-left: 1.25rem; }
 a { color: var(--accent); }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 .soft, figcaption, .note { color: var(--soft); }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1rem; }
-dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; }
+dl { display: grid; grid-template-columns: minmax(4rem, max-content) 1fr; gap: .25rem 1rem; }
+dt { color: var(--soft); } dd { margin: 0; min-width: 0; } dd a { display: block; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; margin: .75rem 0;
+  overflow-wrap: normal; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .5rem .6rem; color: var(--soft); }
 th, td { padding: .3rem .6rem; border-top: 1px solid var(--line); text-align: left;
   white-space: nowrap; }
-td.wrap { white-space: normal; min-width: 14rem; }
+td.wrap { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; }
 thead th { background: var(--panel); border-top: 0; }
-tr.best td, tr.best th { background: var(--best); }
+tr.best td { background: var(--best); }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button::after { content: " \\2195"; color: var(--soft); }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
 th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
 button:focus-visible, a:focus-visible, summary:focus-visible, .scroll:focus-visible,
 pre:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+.scroll button:focus-visible { outline-offset: 0; }
 pre { background: var(--panel); padding: .75rem; border-radius: .4rem; overflow-x: auto; }
 .copy { font: inherit; padding: .25rem .8rem; border: 1px solid var(--line);
   border-radius: .4rem; background: var(--panel); color: var(--fore); cursor: pointer; }
@@ -809,46 +944,110 @@ pre { background: var(--panel); padding: .75rem; border-radius: .4rem; overflow-
   minmax(min(100%, 21rem), 1fr)); }
 figure { margin: 0; min-width: 0; border: 1px solid var(--line); border-radius: .4rem;
   padding: .5rem; }
-.plot { width: 100%; height: 24rem; } .wide { min-width: 40rem; }
+figure.wide { grid-column: 1 / -1; } figure .scroll { border: 0; margin: 0; }
 figcaption { font-size: .9rem; } details { margin: .5rem 0; } summary { cursor: pointer; }
-@media print { .copy, .skip { display: none; } }
+.plot { width: 100%; height: 23rem; overflow: clip; }
+.plot .main-svg { background: transparent !important; }
+.plot .bglayer .bg { fill: transparent !important; }
+.plot .cartesianlayer text, .plot .infolayer text { fill: var(--fore) !important; }
+.plot .gridlayer path { stroke: var(--line) !important; }
+.plot .annotation .bg { fill: var(--back) !important; }
+.plot .legend .bg { fill: transparent !important; }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .copy, .skip, [role=status], .plot .modebar-container { display: none; }
+  th button::after { content: none !important; }
+  .scroll { overflow: visible; } th, td { white-space: normal; padding: .15rem .3rem; }
+  td.wrap { min-width: 0; } pre { white-space: pre-wrap; }
+  figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .plots { grid-template-columns: 1fr 1fr; }
+  .plot { min-width: 0 !important; } .plot .main-svg, .plot .svg-container {
+    width: 100% !important; height: 100% !important; }
+}
 """
 
 _SCRIPT = """
 "use strict";
 (function () {
   const plots = JSON.parse(document.getElementById("plots").textContent);
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  function colour(name) {
-    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const places = Array.from(document.querySelectorAll("[data-plot]"));
+  const touched = window.matchMedia("(pointer: coarse)").matches;
+  function draw(place) {
+    if (place.classList.contains("js-plotly-plot")) return;
+    const plot = plots[Number(place.dataset.plot)], selects = plot.layout.dragmode === "select";
+    if (touched) plot.layout.dragmode = false;  // a finger scrolls the page
+    const name = place.closest("figure").querySelector("strong").textContent;
+    Plotly.newPlot(place, plot.data, plot.layout, {
+      displaylogo: false,
+      modeBarButtons: [selects ? ["toImage"] : ["toImage", "resetScale2d"]],
+      toImageButtonOptions: { filename: name.replace(/[^A-Za-z0-9]+/g, "-"), scale: 2 } });
+    if (selects) select(place);
   }
-  function themed() {
-    const found = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      "font.color": colour("--fore") };
-    for (const axis of ["xaxis", "yaxis"]) {
-      found[axis + ".gridcolor"] = colour("--line");
-      found[axis + ".linecolor"] = colour("--soft");
+  function select(place) {  // lines through what is dragged over stay, the others go
+    const whole = place.data.map(trace => trace.y);
+    place.on("plotly_selected", event => {
+      if (!event || !event.points.length) return;
+      const kept = new Set(event.points.map(point => point.customdata));
+      const ys = place.data.map(trace =>
+        trace.y.map((y, i) => kept.has(trace.customdata[i]) ? y : null));
+      Plotly.update(place, { y: ys, selectedpoints: null }, { selections: [] });
+    });
+    place.on("plotly_deselect", () => Plotly.restyle(place, { y: whole, selectedpoints: null }));
+  }
+  // A page of many searches has hundreds of plots: they are drawn when they are nearly seen.
+  const near = new IntersectionObserver(seen => {
+    for (const { isIntersecting, target } of seen) if (isIntersecting) {
+      near.unobserve(target);
+      draw(target);
     }
-    return found;
+  }, { rootMargin: "800px" });
+  const sized = new ResizeObserver(changed => {
+    for (const { target } of changed) {
+      if (target.classList.contains("js-plotly-plot")) Plotly.Plots.resize(target);
+    }
+  });
+  for (const place of places) { near.observe(place); sized.observe(place); }
+  // The keyboard stops at what scrolls, and only there.
+  const scrolls = new ResizeObserver(changed => {
+    for (const { target } of changed) {
+      const box = target.closest(".scroll");
+      if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  });
+  for (const box of document.querySelectorAll(".scroll")) {
+    scrolls.observe(box);
+    scrolls.observe(box.firstElementChild);
   }
-  const settings = { responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  for (const place of document.querySelectorAll("[data-plot]")) {
-    const plot = plots[Number(place.dataset.plot)];
-    Plotly.newPlot(place, plot.data, plot.layout, settings)
-      .then(() => Plotly.relayout(place, themed()));
-    dark.addEventListener("change", () => Plotly.relayout(place, themed()));
-  }
+  const closed = [];
+  window.addEventListener("beforeprint", () => {
+    for (const part of document.querySelectorAll("details:not([open])")) {
+      closed.push(part);
+      part.open = true;
+    }
+    for (const place of places) {
+      draw(place);
+      for (const image of place.querySelectorAll(".main-svg")) {  // paper has another width
+        image.setAttribute("viewBox", `0 0 ${image.getAttribute("width")} ` +
+          image.getAttribute("height"));
+      }
+    }
+  });
+  window.addEventListener("afterprint", () => {
+    for (const part of closed.splice(0)) part.open = false;
+    for (const image of document.querySelectorAll(".main-svg")) image.removeAttribute("viewBox");
+  });
+  // As in "(2 of 3) 0.8653 \u00b1 0.0021".
+  const NUMBER = /^(?:\\([^)]*\\) )?([+-]?[0-9]+(?:\\.[0-9]+)?(?:e[+-]?[0-9]+)?)(?= |$)/;
   function key(cell) {
     const text = cell.textContent.trim();
-    const number = text.match(/^(?:\\([^)]*\\) )?([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)/i);
+    const number = text.match(NUMBER);
     return number ? Number(number[1]) : text;
   }
-  function compare(one, other) {
+  function compare(one, other, sign) {
     const first = typeof one === "number", second = typeof other === "number";
-    if (first && second) return one - other;
-    if (first !== second) return first ? -1 : 1;
-    return one.localeCompare(other);
+    if (first !== second) return first ? -1 : 1;  // what is not there is last in both directions
+    return sign * (first ? one - other : one.localeCompare(other));
   }
   for (const button of document.querySelectorAll("th button")) {
     button.addEventListener("click", () => {
@@ -858,7 +1057,7 @@ _SCRIPT = """
       for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = Array.from(body.rows, row => [key(row.cells[column]), row]);
-      rows.sort((a, b) => (down ? -1 : 1) * compare(a[0], b[0]));
+      rows.sort((a, b) => compare(a[0], b[0], down ? -1 : 1));
       body.append(...rows.map(row => row[1]));
     });
   }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ import pytest
 
 from orchestrator.search_pages import page
 from orchestrator.search_report import WHY_BOTH, SearchResults
+from search_spaces.options import Sensitivity
 from tests.orchestrator.searched import (
     CENTER,
     TUNING,
@@ -122,9 +124,61 @@ def test_plotly_takes_every_plot_as_it_is(parsed: Parsed) -> None:
 def test_every_plot_has_a_place_a_text_alternative_and_a_caption(parsed: Parsed) -> None:
     places = [a["data-plot"] for a in parsed.all("div") if "data-plot" in a]
     assert places == [str(i) for i in range(len(parsed.plots))]
-    told = [a.get("aria-label") for a in parsed.all("div") if a.get("role") == "img"]
-    assert len(told) == len(places) and all(told)
-    assert len(parsed.all("figcaption")) == len(places)
+    told = [a.get("aria-labelledby") for a in parsed.all("div") if a.get("role") == "img"]
+    assert len(told) == len(places) > 0
+    assert told == [a.get("id") for a in parsed.all("figcaption")]
+
+
+def test_a_caption_says_the_name_of_a_parameter_once() -> None:
+    text = Parsed(page(sensitivity())).text
+    assert "gamma. Best at 10; every other value can be told from it at 3 seeds." in text
+    assert "gamma: best" not in text.split("All points")[0].split("Pictures")[1].split("Values")[0]
+
+
+def test_parallel_coordinates_have_a_line_for_each_complete_point_in_its_places() -> None:
+    own = cell(space={"gamma": [1, 10, 100], "tau": [0.125, 0.25]})
+    points = [{"gamma": 1, "tau": 0.125}, {"gamma": 100, "tau": 0.25}, {"gamma": 10, "tau": 0.25}]
+    worth = {1: 0.5, 100: 0.7, 10: 0.6}
+    seen = observed(own, points, (0,), truth=lambda point: worth[point["gamma"]], failed=(2,))
+    found = Parsed(page(results([own], seen, center=points[0])))
+    (plot,) = [p for p in found.plots if p["layout"].get("dragmode") == "select"]
+    assert [trace["customdata"] for trace in plot["data"]] == [[0] * 4, [1] * 4]
+    assert [trace["x"] for trace in plot["data"]] == [[0, 1, 2, None]] * 2
+    # choices that are numbers are spaced evenly from 0 to 1; the mAP axis is from 0.5 to 0.7
+    low, high = (trace["y"] for trace in plot["data"])
+    assert low == [0, 0, 0, None]
+    assert high == [1, 1, 1, None]
+    assert plot["data"][0]["line"]["color"] == "#440154"  # the darkest of Viridis
+    assert plot["data"][1]["line"]["color"] == "#fde725"  # the lightest
+    marks = {note["text"]: note["y"] for note in plot["layout"]["annotations"] if note["x"] == 2}
+    assert marks["0.6"] == pytest.approx(0.5) and marks["0.7"] == pytest.approx(1)
+
+
+def test_importances_whose_shortened_names_are_equal_keep_a_bar_each() -> None:
+    names = [f"methods.csch.weights.of_{middle}_the_many_terms" for middle in ("a", "b")]
+    own = cell(space={name: [1, 10, 100] for name in names})
+    points = [
+        dict(zip(names, pair, strict=True)) for pair in itertools.product((1, 10, 100), repeat=2)
+    ]
+    seen = observed(
+        own, points, (0, 1, 2), truth=lambda p: 0.5 + p[names[0]] / 1e3 + p[names[1]] / 1e4
+    )
+    found = Parsed(page(results([own], seen, Sensitivity(design="factorial"), center=points[0])))
+    (plot,) = [p for p in found.plots if p["data"][0]["type"] == "bar"]
+    texts = plot["layout"]["yaxis"]["ticktext"]
+    assert texts[0] == texts[1]
+    assert all(trace["y"] == [0, 1] for trace in plot["data"])
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(3, 1), (8, 1), (30, None)])
+def test_few_epochs_have_a_tick_each(epochs: int, step: int | None) -> None:
+    found = Parsed(page(tuning(6, epochs=epochs)))
+    (axis,) = [axis for axis in across(found) if axis["title"]["text"] == "epoch"]
+    assert axis.get("dtick") == step
+
+
+def across(found: Parsed) -> list[dict]:
+    return [p["layout"]["xaxis"] for p in found.plots if "title" in p["layout"]["xaxis"]]
 
 
 def test_ids_are_unique_and_a_page_works_on_a_narrow_dark_screen(parsed: Parsed) -> None:
@@ -207,7 +261,7 @@ def test_several_searches_are_also_drawn_beside_each_other() -> None:
 def test_stopped_trials_are_traces_that_end() -> None:
     found = Parsed(page(tuning(8, pruned=(4, 5))))
     (plot,) = [
-        p for p in found.plots if p["layout"].get("xaxis", {}).get("title") == {"text": "epoch"}
+        p for p in found.plots if p["layout"]["xaxis"].get("title", {}).get("text") == "epoch"
     ]
     (stopped,) = [trace for trace in plot["data"] if trace["name"] == "stopped early"]
     assert stopped["x"] == [1, 2, None, 1, 2, None]
