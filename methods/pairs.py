@@ -38,6 +38,7 @@ __all__ = [
     "backbone_gmacs",
     "check_backbone",
     "check_weights",
+    "default_pair_name",
     "pinned",
 ]
 
@@ -368,14 +369,25 @@ class PairSpec(BaseModel):
     @classmethod
     def _default_name(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("name"):
-            sides = [data.get(side) for side in ("query", "gallery")]
-            names = [
-                s.get("backbone") if isinstance(s, dict) else getattr(s, "backbone", None)
-                for s in sides
-            ]
-            if all(isinstance(name, str) and name for name in names):
-                return {**data, "name": "-".join(str(name) for name in names)}
+            name = default_pair_name(data)
+            return data if name is None else {**data, "name": name}
         return data
+
+
+def default_pair_name(given: Mapping[str, Any]) -> str | None:
+    """Return what a pair without a name is called; None where it has not two backbones.
+
+    Args:
+        given: ``query`` and ``gallery``, each a side or its backbone.
+    """
+    sides = [given.get(side) for side in ("query", "gallery")]
+    names = [
+        side.get("backbone") if isinstance(side, dict) else getattr(side, "backbone", side)
+        for side in sides
+    ]
+    if all(isinstance(name, str) and name for name in names):
+        return "-".join(map(str, names))
+    return None
 
 
 PAIRS: Registry[PairSpec] = Registry("pair", group="asymbench.pairs")

@@ -247,7 +247,6 @@ class Planner:
         ]
         self._studies: dict[str, Study] = {}
         self._builders: dict[int, _Builder] = {}
-        self._check_where()
         self.cells: tuple[SearchCell, ...] = ()
         if study.kind == "benchmark":
             self._add_all()
@@ -262,6 +261,8 @@ class Planner:
                     or self._local(cell.dataset, cell.pair, cell.bits, cell.method) is not None
                 )
             )
+            if not self.cells:
+                raise _nothing_is_run()
             for cell in self.cells:  # what cannot be is refused before anything runs
                 for point in cell.space.corners():
                     self._method(cell, point)
@@ -283,24 +284,11 @@ class Planner:
                             built[key] = _Method(method, own.text)
                         for seed in self.study.seeds:
                             _Cell(here.builder, data, pair, built[key], seed).add()
+        if not self.plan.trials:
+            raise _nothing_is_run()
         order = {kind: place for place, kind in enumerate(KINDS)}
         stages = sorted(self.plan.stages.items(), key=lambda item: order[item[1].kind])
         self.plan.stages = dict(stages)
-
-    def _check_where(self) -> None:
-        """Refuse a place under ``where`` that the study has not."""
-        names = {
-            "dataset": [data.dataset.label for data in self._data],
-            "pair": [pair.name for pair in self._pairs],
-        }
-        for place, where in enumerate(self.study.where):
-            for part, known in names.items():
-                given = getattr(where, part)
-                for name in given if isinstance(given, list) else [given]:
-                    if name is not None and name not in known:
-                        raise UnknownNameError(
-                            f"{part} of this study", name, known, key=f"where.{place}.{part}"
-                        )
 
     def _local(self, dataset: str, pair: str, bits: int, method: str) -> _Local | None:
         """Return what holds in a cell; None where the method is not run there."""
@@ -309,7 +297,7 @@ class Planner:
             for place, where in enumerate(self.study.where)
             if where.holds(dataset, pair, bits)
         ]
-        if any(where.only and method not in where.only for _, where in places):
+        if any(where.only is not None and method not in where.only for _, where in places):
             return None
         params: dict[str, Any] = {}
         train: dict[str, Any] = {}
@@ -522,6 +510,10 @@ class _Local:
         except InputError as error:
             raise error.located(prefix=self.key) from None
         return _Setting(given.method, params, given.text, given.key)
+
+
+def _nothing_is_run() -> InputError:
+    return InputError("what is under 'only' leaves no method in any cell", key="where")
 
 
 def _brief(value: Any) -> Any:

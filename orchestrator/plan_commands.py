@@ -103,6 +103,7 @@ def summarize(session: Session) -> dict[str, Any]:
         "seconds_saved_by_sharing": round(_saved(session, done, estimates), 1),
         "estimates": _bases(estimates[i] for i in todo),
         "threads": session.study.train.threads,
+        "holds_nowhere": session.study.idle(),
         "resources": session.study.resources.model_dump(mode="json", exclude_none=True),
         "list": [
             {
@@ -376,6 +377,7 @@ def _text(summary: dict[str, Any]) -> str:
     lines = [head, table(header, body), foot]
     if summary["estimates"]:
         lines.append(_bases_text(summary["estimates"]))
+    lines += [f"{where} holds nowhere in this study" for where in summary["holds_nowhere"]]
     if summary["points_unknown"]:
         lines.append(
             f"{plural(summary['points_unknown'], 'point')} will be proposed as results come; "

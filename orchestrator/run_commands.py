@@ -124,7 +124,8 @@ def tune(
     """Search for good hyperparameters, by the validation mAP; then score the best, once.
 
     STUDY is of kind tuning or sensitivity. A benchmark is tuned as well: its methods are searched
-    in the spaces that they declare, 50 points each, or as --set tuning.trials=N says.
+    in the spaces that they declare, 50 points each, or as --set tuning.trials=N says, as a study
+    of its own: NAME_tuning.
     """
     place = _place(executor, address, cpus, autoscale)
     if address.startswith(REMOTE):
@@ -146,17 +147,23 @@ def tune(
     _finish(session, result, as_json)
 
 
+_OF_A_SEARCH = frozenset({"search", "sensitivity", "tuning"})
+
+
 def _as_search(study: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
     """Return the overrides with which a benchmark becomes a tuning study."""
-    from orchestrator.session import kind_of
+    from orchestrator.session import name_and_kind
 
-    if kind_of(study, overrides) != "benchmark":
+    given = {override: override.partition("=")[0].strip() for override in overrides}
+    heads = {key.partition(".")[0] for key in given.values()}
+    # A benchmark has no key of a search: those are for what it becomes.
+    of_benchmark = [o for o, key in given.items() if key.partition(".")[0] not in _OF_A_SEARCH]
+    name, kind = name_and_kind(study, tuple(of_benchmark))
+    if kind != "benchmark":
         return overrides
-    keys = {override.partition("=")[0].strip() for override in overrides}
-    space = (
-        () if any(k == "search" or k.startswith("search.") for k in keys) else ("search=default",)
-    )
-    return (*overrides, "kind=tuning", *space)
+    # A name of its own: what the benchmark came to stays to be seen under the benchmark's.
+    more = {"study": f"{name[:57]}_tuning", "kind": "tuning", "search": "default"}
+    return (*overrides, *(f"{key}={value}" for key, value in more.items() if key not in heads))
 
 
 def _run(
@@ -166,6 +173,8 @@ def _run(
     from orchestrator.session import run as run_session
 
     signal.signal(signal.SIGTERM, interrupt)
+    for where in session.study.idle():
+        click.echo(f"{where} holds nowhere in this study", err=True)
     try:
         _decode_images(session)
         return run_session(session, place)

@@ -6,8 +6,9 @@ what is allowed, and the nearest valid name.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from methods.pairs import PAIRS, default_pair_name
 from methods.recipe import Recipe
 from orchestrator.tracking_uri import check_uri
+from retrieval.datasets import SHORTHANDS
 from retrieval.errors import InputError, UnknownNameError
 from retrieval.validation import explain_validation
 from search_spaces.options import Sensitivity, Tuning
@@ -184,7 +187,7 @@ class Where(_Strict):
     Attributes:
         dataset, pair, bits: where it holds: one or several of the study's; null is all of them.
         methods: method -> hyperparameters that take the place of those given under ``methods``.
-        only: methods that are run there; empty is all of them.
+        only: methods that are run there; null is all of them, an empty list none.
         train: fields of the recipe that take the place of those under ``train``, also in ``query``
             and ``gallery``.
     """
@@ -193,7 +196,7 @@ class Where(_Strict):
     pair: str | list[str] | None = None
     bits: int | list[int] | None = None
     methods: dict[str, dict[str, Any]] = {}
-    only: list[str] = []
+    only: list[str] | None = None
     train: dict[str, Any] = {}
 
     def holds(self, dataset: str, pair: str, bits: int) -> bool:
@@ -201,9 +204,54 @@ class Where(_Strict):
         asked = ((self.dataset, dataset), (self.pair, pair), (self.bits, bits))
         return all(given is None or here in _several(given) for given, here in asked)
 
+    def missing(self, names: Mapping[str, Sequence[Any]]) -> str | None:
+        """Return the place without which it holds nowhere, ``dataset coco``; None if it holds.
+
+        Args:
+            names: of a study, see ``Study.names``.
+        """
+        for part in ("dataset", "pair", "bits"):
+            given = getattr(self, part)
+            if given is not None and not _left(_several(given), names[_LIST_OF[part]]):
+                return f"{part} {' or '.join(map(str, _several(given)))}"
+        return None
+
+    def within(self, names: Mapping[str, Sequence[Any]]) -> Where:
+        """Return it without the places and methods that a study has not.
+
+        Args:
+            names: of a study where it holds somewhere, see ``Study.names``.
+        """
+        places = {
+            part: _left(given, names[_LIST_OF[part]])
+            for part in ("dataset", "pair", "bits")
+            if isinstance(given := getattr(self, part), list)
+        }
+        kept = _left(self.methods, names["methods"])
+        only = None if self.only is None else _left(self.only, names["methods"])
+        methods = {name: self.methods[name] for name in kept}
+        return self.model_copy(update={**places, "methods": methods, "only": only})
+
+
+_LIST_OF = {
+    "dataset": "datasets",
+    "pair": "pairs",
+    "bits": "bits",
+    "methods": "methods",
+    "only": "methods",
+}
+"""Field of `Where` -> the study's list that it takes its names from."""
+
 
 def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    """Return the names that a field of `Where` gives: none, one, several, or a mapping's keys."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | dict) else [value]
+
+
+def _left(given: Iterable[Any], names: Sequence[Any]) -> list[Any]:
+    return [name for name in given if name in names]
 
 
 class Tracking(_Strict):
@@ -299,7 +347,11 @@ class Study(_Strict):
         return value
 
     def as_written(self) -> dict[str, Any]:
-        """Return the study as a YAML file holds it: read again, it is this study."""
+        """Return the study as a YAML file holds it: read again, it is this study.
+
+        What is under ``where`` for cells that only the file has, and not the study as ``--set``
+        left it, is not there.
+        """
         values = self.model_dump(mode="json")
         training = values["train"]
         values["train"] = {**training.pop("recipe"), **training}
@@ -308,9 +360,28 @@ class Study(_Strict):
                 del values[kind]
         if self.search is None:
             del values["search"]
-        if not self.where:
+        names = self.names()
+        values["where"] = [
+            where.within(names).model_dump(mode="json")
+            for where in self.where
+            if where.missing(names) is None
+        ]
+        if not values["where"]:
             del values["where"]
         return values
+
+    def names(self) -> dict[str, list[Any]]:
+        """Return what ``where`` calls the study's datasets, pairs, methods and code lengths."""
+        return _names(vars(self))
+
+    def idle(self) -> list[str]:
+        """Return what is under ``where`` for cells that only the file has, as text.
+
+        ``--set datasets=[...]`` leaves such behind: "where.1 (dataset coco)".
+        """
+        names = self.names()
+        missing = [(place, where.missing(names)) for place, where in enumerate(self.where)]
+        return [f"where.{place} ({what})" for place, what in missing if what is not None]
 
     def trained(self, values: Mapping[str, Any]) -> Study:
         """Return the study with other fields of its recipe.
@@ -523,7 +594,8 @@ def load_study(
     """Validate a study's text.
 
     ``dataset``, ``pair``, ``method`` and ``seed`` may be given for lists of one; ``bits: 32`` too.
-    The fields of the recipe stand directly under ``train``.
+    The fields of the recipe stand directly under ``train``. Where an override replaces datasets,
+    pairs, methods or code lengths, ``where`` may still name those that the text has.
 
     Raises:
         InputError: the first mistake, with file, line, key, value and what is allowed.
@@ -532,9 +604,12 @@ def load_study(
     source = Source(text=text, where=where, folder=folder, lines=lines)
     if not isinstance(raw, dict):
         raise InputError("a study is a mapping of keys to values", where=where)
+    written = copy.deepcopy(raw)
     set_keys = [apply_override(raw, assignment) for assignment in overrides]
     try:
-        return _validate(raw, folder), source
+        study = _validate(raw, folder)
+        _check_where(study, _replaced(written, set_keys))
+        return study, source
     except InputError as error:
         key = error.key or ""
         if any(key == given or key.startswith(f"{given}.") for given in set_keys):
@@ -573,28 +648,80 @@ def _validate(raw: dict[str, Any], folder: Path) -> Study:
     if study.tracking.uri is not None:
         check_uri(study.tracking.uri)
     _check_kind(study, set(data))
-    _check_where(study)
     for side in ("query", "gallery"):
         own = getattr(study.train, side)
         check_recipe({**study.train.recipe, **own}, side, own)
     return study
 
 
-def _check_where(study: Study) -> None:
-    """Refuse a cell that the study has not, a method that it has not, and a wrong recipe."""
-    methods = {grid.name for grid in study.method_grids()}
+def _names(given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what ``where`` calls the entries of a study's lists; what is no entry is left out.
+
+    Args:
+        given: the study, also as its file has it.
+    """
+    found: dict[str, list[Any]] = {}
+    for name in ("datasets", "pairs", "methods", "bits"):
+        alias = next((alias for alias, plural in _ALIASES.items() if plural == name), name)
+        value = given.get(name, given.get(alias))
+        several = isinstance(value, list) or (name == "methods" and isinstance(value, dict))
+        called = [_called(name, entry) for entry in (value if several else [value])]
+        found[name] = list(dict.fromkeys(name for name in called if name is not None))
+    return found
+
+
+def _called(kind: str, entry: Any) -> Any:
+    """Return what one entry of a study's list is called; None where it is no such entry."""
+    if kind == "bits":
+        return entry if isinstance(entry, int) else None
+    if isinstance(entry, str):
+        return PAIRS.get(entry).name if kind == "pairs" and entry in PAIRS else entry
+    if not isinstance(entry, dict) or not entry:
+        return None
+    if kind == "methods":
+        called: Any = next(iter(entry))
+    elif kind == "pairs":
+        called = entry.get("name") or default_pair_name(entry)
+    else:
+        own = next((short for short in SHORTHANDS if short in entry), None)
+        called = entry.get("label") or entry.get("name", own)
+    return called if isinstance(called, str) else None
+
+
+def _replaced(written: Mapping[str, Any], set_keys: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the names that a study's file has in lists that ``--set`` puts other entries into.
+
+    ``--set datasets=[coco]`` and ``--set datasets.0=coco`` do; ``--set datasets.0.label=mine``
+    calls the same one otherwise, and what is under ``where`` for it has to follow.
+    """
+    keys = {re.sub(r"\.[0-9]+$", "", key) for key in set_keys}
+    return {
+        name: names
+        for name, names in _names(written).items()
+        if keys & {name, *(alias for alias, plural in _ALIASES.items() if plural == name)}
+    }
+
+
+def _check_where(study: Study, replaced: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a cell that the study has not, a method that it has not, and a wrong recipe.
+
+    Args:
+        study: with what ``--set`` says.
+        replaced: list of the study -> names that its file has there too.
+    """
+    names = study.names()
     for place, where in enumerate(study.where):
         key = f"where.{place}"
-        for bits in _several(where.bits if where.bits is not None else []):
-            if bits not in study.bits:
-                known = ", ".join(map(str, study.bits))
-                raise InputError(f"the study has {known}", key=f"{key}.bits", value=bits)
-        for part, names in (("methods", where.methods), ("only", where.only)):
-            for name in names:
-                if name not in methods:
-                    raise UnknownNameError(
-                        "method of this study", name, methods, key=f"{key}.{part}"
-                    )
+        for part, name in _LIST_OF.items():
+            known = [*names[name], *replaced.get(name, [])]
+            for one in _several(getattr(where, part)):
+                if one in known:
+                    continue
+                if part == "bits":
+                    allowed = ", ".join(map(str, known))
+                    raise InputError(f"the study has {allowed}", key=f"{key}.bits", value=one)
+                kind = f"{name.removesuffix('s')} of this study"
+                raise UnknownNameError(kind, one, known, key=f"{key}.{part}")
         for method, values in where.methods.items():
             for name, value in values.items():
                 if isinstance(value, list):
