@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import Counter
 from functools import cache
@@ -13,7 +14,7 @@ import pytest
 
 from methods.base import METHODS
 from methods.pairs import SideSpec
-from orchestrator.plan import Plan, Planner, build_plan
+from orchestrator.plan import Plan, Planner, Trial, build_plan
 from orchestrator.study import Study, load_study
 from retrieval.datasets.base import DatasetIndex
 from retrieval.datasets.cifar10 import CLASSES, Cifar10
@@ -129,7 +130,8 @@ def _counts(name: str) -> dict[str, int]:
     return found
 
 
-COUNTED = sorted(n for n in presets() if n.startswith("table") or n == "all_methods")
+TABLES = [f"table{number}" for number in range(2, 9)]
+COUNTED = [*TABLES, "all_methods"]
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -155,19 +157,15 @@ def test_the_quickstart_shares_its_galleries(home):
 # ---- the published tables ----------------------------------------------------------------------
 
 
-def rows(*names: str) -> set[tuple]:
-    """Return (dataset, pair, method, settings as given, code length) of all trials of studies."""
-    found = set()
-    for name in names:
-        study = loaded(name)
-        for grid in study.method_grids():
-            axes = [v if isinstance(v, list) else [v] for v in grid.given.values()]
-            for point in itertools.product(*axes):
-                given = tuple(sorted(zip(grid.given, point, strict=True)))
-                for data, pair, bits in itertools.product(study.datasets, study.pairs, study.bits):
-                    label = pair if isinstance(pair, str) else pair["name"]
-                    found.add((data["name"], label, grid.name, given, bits))
-    return found
+def row(data: str, pair: str, method: str, given: dict, bits: int) -> tuple:
+    """Return what a cell of a table is of; hyperparameters that are not given are the defaults."""
+    params = METHODS.get(method).Params.parse(given).model_dump(mode="json")
+    return data, pair, method, json.dumps(params, sort_keys=True), bits
+
+
+def rows(plan: Plan) -> set[tuple]:
+    """Return the rows of a plan's trials."""
+    return {row(t.dataset, t.pair, t.method, t.params, t.bits) for t in plan.trials}
 
 
 CSCH = {
@@ -177,71 +175,54 @@ CSCH = {
 }
 """Section 4.3 of the paper; tau is 1/8 and the assignment A_q, which are the defaults."""
 
-OF_TABLE = {
-    "table2": [
-        "table2_cifar10",
-        "table2_cifar10_upper",
-        "table2_imagenet100_mnv3s",
-        "table2_imagenet100_mnv3l",
-        "table2_imagenet100_upper",
-        "table2_coco_mnv3s",
-        "table2_coco_mnv3l",
-        "table2_coco_upper",
-    ],
-    "table3": ["table3", "table3_upper"],
-    "table4": ["table4"],
-    "table5": ["table5_imagenet100", "table5_coco"],
-    "table6": ["table6_imagenet100", "table6_coco"],
-    "table7": ["table7"],
-    "table8": ["table8_mnv3s", "table8_mnv3l"],
-}
+
+def csch(data: str, **more: object) -> dict:
+    return {**CSCH[data], **more}
 
 
-def csch(data: str, **more: object) -> tuple:
-    return tuple(sorted({**CSCH[data], **more}.items()))
-
-
-def baseline(method: str, data: str) -> tuple:
+def baseline(method: str, data: str) -> dict:
     """OrthoHash's margin is that of its code: 0.3 on CIFAR-10, else 0.2."""
-    margin = 0.3 if data == "cifar10" else 0.2
-    return (("margin", margin),) if method == "orthohash" else ()
+    return {"margin": 0.3 if data == "cifar10" else 0.2} if method == "orthohash" else {}
 
 
-def test_there_is_a_file_for_every_part_of_every_table():
-    shipped = {name for name in presets() if name.startswith("table")}
-    assert shipped == set(itertools.chain(*OF_TABLE.values()))
+def test_there_is_one_file_for_each_table():
+    assert sorted(name for name in presets() if name.startswith("table")) == TABLES
 
 
-def test_table_2_has_every_row_and_column():
+def test_table_2_has_every_row_and_column(home, real_sizes):
     expected = set()
     for data, bits in itertools.product(CSCH, BITS):
         for pair in ("mnv3s-rn50", "mnv3l-rn101"):
-            expected |= {(data, pair, m, baseline(m, data), bits) for m in BASELINES}
-            expected.add((data, pair, "csch", csch(data), bits))
+            expected |= {row(data, pair, m, baseline(m, data), bits) for m in BASELINES}
+            expected.add(row(data, pair, "csch", csch(data), bits))
         for pair in ("rn50-rn50", "rn101-rn101"):
-            expected.add((data, pair, "csch", csch(data), bits))
+            expected.add(row(data, pair, "csch", csch(data), bits))
     assert len(expected) == 12 * 12  # 12 rows, 3 datasets x 4 lengths
-    assert rows(*OF_TABLE["table2"]) == expected
+    assert rows(planned("table2", home)) == expected
 
 
-def test_table_3_has_every_row_and_column_with_both_readings_of_its_query_network():
+def test_table_3_has_every_row_and_column_with_both_readings_of_its_query_network(
+    home, real_sizes
+):
     expected = set()
     for bits in BITS:
         for pair in ("mvitxxs-vitb16", "mvitxs-vitb16"):
-            expected |= {("coco", pair, m, baseline(m, "coco"), bits) for m in BASELINES}
-            expected.add(("coco", pair, "csch", csch("coco"), bits))
-        expected.add(("coco", "vitb16-vitb16", "csch", csch("coco"), bits))
-    assert rows(*OF_TABLE["table3"]) == expected
+            expected |= {row("coco", pair, m, baseline(m, "coco"), bits) for m in BASELINES}
+            expected.add(row("coco", pair, "csch", csch("coco"), bits))
+        expected.add(row("coco", "vitb16-vitb16", "csch", csch("coco"), bits))
+    assert rows(planned("table3", home)) == expected
 
 
-def _on(data: str, given: tuple, bits: list[int] = BITS, pair: str = "mnv3s-rn50") -> set[tuple]:
-    return {(data, pair, "csch", given, length) for length in bits}
+def _on(data: str, given: dict, bits: list[int] = BITS, pair: str = "mnv3s-rn50") -> set[tuple]:
+    return {row(data, pair, "csch", given, length) for length in bits}
 
 
-def test_table_4_has_every_instance_term_with_and_without_a_gradient_to_the_gallery():
+def test_table_4_has_every_instance_term_with_and_without_a_gradient_to_the_gallery(
+    home, real_sizes
+):
     terms = ["none", "released_code", "contr_grad", "cont_sg", "contr_sg", "binary_sg"]
     expected = set().union(*(_on("coco", csch("coco", instance=term)) for term in terms))
-    assert rows("table4") == expected
+    assert rows(planned("table4", home)) == expected
 
 
 def test_the_gradient_reaches_the_gallery_in_two_rows_of_table_4(home, real_sizes):
@@ -250,63 +231,70 @@ def test_the_gradient_reaches_the_gallery_in_two_rows_of_table_4(home, real_size
     assert joint == {"released_code", "contr_grad"}
 
 
-def test_table_5_has_the_querys_two_terms_alone_and_together():
+def test_table_5_has_the_querys_two_terms_alone_and_together(home, real_sizes):
     expected = set()
     for data in ("imagenet100", "coco"):
         expected |= _on(data, csch(data, instance="none"))
         expected |= _on(data, csch(data, query_center=False))
         expected |= _on(data, csch(data))
-    assert rows(*OF_TABLE["table5"]) == expected
+    assert rows(planned("table5", home)) == expected
 
 
-def test_table_6_has_every_assignment():
+def test_table_6_has_every_assignment(home, real_sizes):
     expected = set()
     for data, assign in itertools.product(("imagenet100", "coco"), ("A_r", "A_q", "A_g", "A_b")):
         expected |= _on(data, csch(data, assign=assign))
-    assert rows(*OF_TABLE["table6"]) == expected
+    assert rows(planned("table6", home)) == expected
 
 
-def test_table_7_has_every_center_loss_at_three_lengths():
+def test_table_7_has_every_center_loss_at_three_lengths(home, real_sizes):
     losses = ("bce", "label_smoothing", "csch")
     expected = set().union(
         *(_on("coco", csch("coco", center_loss=loss), [12, 24, 32]) for loss in losses)
     )
-    assert rows("table7") == expected
+    assert rows(planned("table7", home)) == expected
 
 
-def test_table_8_has_every_crop_of_both_pairs():
+def test_table_8_has_every_crop_of_both_pairs(home, real_sizes):
     expected = set()
     for pair, size in itertools.product(("mnv3s-rn50", "mnv3l-rn101"), (160, 196, 224, 256)):
         expected |= _on("coco", csch("coco"), [32], f"{pair}-{size}")
-    assert rows(*OF_TABLE["table8"]) == expected
-    for name in OF_TABLE["table8"]:
-        for pair in loaded(name).pairs:
-            size = int(pair["name"].rpartition("-")[2])
-            assert pair["query"]["size"] == pair["gallery"]["size"] == size
+    assert rows(planned("table8", home)) == expected
+    for pair in loaded("table8").pairs:
+        size = int(pair["name"].rpartition("-")[2])
+        assert pair["query"]["size"] == pair["gallery"]["size"] == size
 
 
-def test_table_8_has_the_column_of_table_2_at_its_size(home, real_sizes):
-    for tag in ("mnv3s", "mnv3l"):
-        eight = {trial.id for trial in planned(f"table8_{tag}", home).trials}
-        two = {trial.id for trial in planned(f"table2_coco_{tag}", home).trials}
-        assert len(eight & two) == 1
+def test_table_8_has_the_columns_of_table_2_at_its_size(home, real_sizes):
+    eight = {trial.id: trial.pair for trial in planned("table8", home).trials}
+    two = {trial.id: trial.pair for trial in planned("table2", home).trials}
+    common = eight.keys() & two.keys()
+    assert {(eight[i], two[i]) for i in common} == {
+        ("mnv3s-rn50-224", "mnv3s-rn50"),
+        ("mnv3l-rn101-224", "mnv3l-rn101"),
+    }
 
 
-@pytest.mark.parametrize("name", sorted(itertools.chain(*OF_TABLE.values())))
+def _recipe(plan: Plan, trial: Trial, side: str) -> dict:
+    """Return the recipe that trains one side of a trial."""
+    if "joint" in trial.stages:
+        return plan.stages[trial.stages["joint"]].setup["recipes"][side]
+    return plan.stages[trial.stages[side]].setup["recipe"]
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_trained_as_section_4_3_says(name, home, real_sizes):
-    study, plan = loaded(name), planned(name, home)
-    (at,) = {trial.at for trial in plan.trials}
-    (dataset,) = {trial.dataset for trial in plan.trials}
-    assert at == {"cifar10": "all", "imagenet100": 1000, "coco": 5000}[dataset]
-    backbones = {trial.query_backbone for trial in plan.trials}
-    small = backbones == {"mobilenetv3_small_100.lamb_in1k"} and dataset != "cifar10"
-    for side in ("query", "gallery"):
-        recipe = study.train.side(side)
-        assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (150, 64, "adam")
-        assert (recipe.weight_decay, recipe.schedule) == (5e-4, "constant")
-        rate = 2e-5 if small and side == "query" else 1e-5
-        assert (recipe.lr_backbone, recipe.lr_head) == (rate, pytest.approx(10 * rate))
+    plan = planned(name, home)
     for trial in plan.trials:
+        assert trial.at == {"cifar10": "all", "imagenet100": 1000, "coco": 5000}[trial.dataset]
+        small = trial.query_backbone == "mobilenetv3_small_100.lamb_in1k"
+        for side in ("query", "gallery"):
+            recipe = _recipe(plan, trial, side)
+            fixed = ("epochs", "batch_size", "optimizer", "weight_decay", "schedule")
+            assert [recipe[part] for part in fixed] == [150, 64, "adam", 5e-4, "constant"]
+            twice = small and side == "query" and trial.dataset != "cifar10"
+            rate = 2e-5 if twice else 1e-5
+            assert (recipe["lr_backbone"], recipe["lr_head"]) == (rate, pytest.approx(10 * rate))
         if trial.method == "csch":
             assert trial.params["tau"] == 0.125
     sides = {
@@ -316,14 +304,65 @@ def test_every_table_is_trained_as_section_4_3_says(name, home, real_sizes):
         if isinstance(side, dict) and "backbone" in side
     }
     assert {weights for _, _, weights in sides} == {"pretrained"}
-    assert {size for _, size, _ in sides} == (
-        {160, 196, 224, 256} if name.startswith("table8") else {224}
+    assert {size for _, size, _ in sides} == ({160, 196, 224, 256} if name == "table8" else {224})
+
+
+TITLES = {"cifar10": "CIFAR-10", "imagenet100": "ImageNet-100", "coco": "MS-COCO"}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_tables_header_says_which_dataset_is_which_and_how_to_point_at_each(name):
+    header = presets()[name].read_text("utf-8").split("study:")[0]
+    data = header[header.index("# Data:") : header.index("# Cost:")]
+    command = header[header.index("# Command:") :]
+    for place, dataset in enumerate(loaded(name).datasets):
+        assert f"datasets.{place} is {TITLES[dataset['name']]}" in data
+        assert f"--set datasets.{place}.root=..." in command
+    for part in ("Protocol", "Shows", "Networks", "Settings", "Departs"):
+        assert f"# {part}:" in header
+
+
+def _part(name: str, home: Path, *overrides: str) -> set[str]:
+    """Return the ids of a table's trials that are left with ``--set``."""
+    study, _ = load_study(
+        presets()[name].read_text("utf-8"), f"{name}.yaml", Path.cwd(), overrides
     )
+    return {trial.id for trial in build_plan(study, folder=Path.cwd(), home=home).trials}
 
 
-def test_all_methods_has_every_method_at_its_default():
-    assert rows("all_methods") == {
-        ("cifar10", "mnv3s-rn50", name, (), bits) for name in METHODS.names() for bits in BITS
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("table2", "cifar10"),
+        ("table2", "imagenet100"),
+        ("table2", "coco"),
+        ("table5", "imagenet100"),
+        ("table5", "coco"),
+        ("table6", "imagenet100"),
+        ("table6", "coco"),
+    ],
+)
+def test_one_dataset_of_a_table_is_what_the_table_has_of_it(name, data, home, real_sizes):
+    whole = {trial.id for trial in planned(name, home).trials if trial.dataset == data}
+    assert whole
+    assert _part(name, home, f"datasets=[{{name: {data}, root: data/{data}}}]") == whole
+
+
+@pytest.mark.parametrize("pair", ["mnv3s-rn50", "mnv3l-rn101", "rn50-rn50", "rn101-rn101"])
+def test_one_pair_of_table_2_is_what_the_table_has_of_it(pair, home, real_sizes):
+    whole = {trial.id for trial in planned("table2", home).trials if trial.pair == pair}
+    assert _part("table2", home, f"pairs=[{pair}]") == whole
+
+
+def test_one_method_of_table_2_has_the_settings_of_the_table(home, real_sizes):
+    whole = {trial.id for trial in planned("table2", home).trials if trial.method == "csch"}
+    assert _part("table2", home, "methods=[csch]") == whole
+    assert len(whole) == 48
+
+
+def test_all_methods_has_every_method_at_its_default(home, real_sizes):
+    assert rows(planned("all_methods", home)) == {
+        row("cifar10", "mnv3s-rn50", name, {}, bits) for name in METHODS.names() for bits in BITS
     }
 
 
@@ -387,7 +426,7 @@ def test_points_that_share_a_gallery_differ_in_what_only_the_query_reads(
 def test_backbones_of_the_tables_are_the_published_ones_with_pinned_tags():
     named = {
         side["backbone"]
-        for name in itertools.chain(*OF_TABLE.values())
+        for name in TABLES
         for pair in loaded(name).pairs
         if isinstance(pair, dict)
         for side in (pair["query"], pair["gallery"])
