@@ -56,11 +56,9 @@ _VALIDATION, _TEST, _BEST, _QUIET = "#0072B2", "#D55E00", "#E6B800", "#8C8C8C"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
-_SHADES = (
-    "#440154", "#482878", "#3e4a89", "#31688e", "#26828e",
-    "#1f9e89", "#35b779", "#6dcd59", "#b4de2c", "#fde725",
-)  # fmt: skip
-"""Viridis, from the lowest mAP to the highest."""
+_SHADES = ("#2b83c6", "#3f81b3", "#537e9f", "#677b8c", "#7c7979",
+           "#907665", "#a47452", "#b8713f", "#cc6e2b", "#e06c18")  # fmt: skip
+"""From the lowest mAP to the highest; lines of all of them are seen on white and on black."""
 _NO_VALUE = -0.14
 """Place of "n/a" on an axis of parallel coordinates, below all values."""
 _LEVEL = 24
@@ -405,7 +403,7 @@ def _curve(results: SearchResults, cell: SearchCell, curve: Curve) -> Plot:
         data.append(
             _trace(
                 "one seed", [x for x, *_ in seeds], [v for *_, v in seeds], mode="markers",
-                color=_VALIDATION, size=5, opacity=0.45,
+                color=_VALIDATION, size=5, opacity=0.6,
                 texts=[f"seed {seed}: {value:.4f}" for _, seed, value in seeds],
             )
         )  # fmt: skip
@@ -540,7 +538,7 @@ def _contour(cell: SearchCell, contour: Contour) -> Plot:
         f"point is #{number}, {contour.x} {value_text(x)} and {contour.y} {value_text(y)}, "
         f"{mean:.4f}."
     )
-    layout = _layout(_axis(across), _axis(up))
+    layout = _layout(_axis(across), _axis(up) | {"tickangle": 0})
     layout["showlegend"] = False
     return Plot(f"{contour.x} and {contour.y}", told, data, layout)
 
@@ -660,8 +658,8 @@ def _parallel(cell: SearchCell, found: Findings) -> Plot:
         "selectdirection": "any",
     }
     told = (
-        f"{plural(len(rows), 'complete point')}, a line each, yellow for the highest mAP. "
-        "Drag over lines to keep those alone; a double click shows all."
+        f"{plural(len(rows), 'complete point')}, a line each, from blue to orange as the mAP "
+        "rises. Drag over lines to keep those alone; a double click shows all."
     )
     name = "Settings and their validation mAP"
     return Plot(name, told, data, layout, least=7.0 * len(axes) + 2)
@@ -908,7 +906,8 @@ _STYLE = """
   --line: #d0d0d0; --panel: #f5f6f8; --accent: #005a9c; --best: #e3f1fb; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --back: #15181c; --fore: #ececec; --soft: #b3b8bf; --line: #3b4148; --panel: #1f2429;
-    --accent: #7cc0f2; --best: #17364d; } }
+    --accent: #7cc0f2; --best: #17364d; }
+  .plot .scatterlayer .trace { opacity: 1 !important; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--back);
@@ -951,14 +950,17 @@ figcaption { font-size: .9rem; } details { margin: .5rem 0; } summary { cursor: 
 .plot .bglayer .bg { fill: transparent !important; }
 .plot .cartesianlayer text, .plot .infolayer text { fill: var(--fore) !important; }
 .plot .gridlayer path { stroke: var(--line) !important; }
+.plot .barlayer .errorbar path { stroke: var(--fore) !important; }
 .plot .annotation .bg { fill: var(--back) !important; }
 .plot .legend .bg { fill: transparent !important; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   .copy, .skip, [role=status], .plot .modebar-container { display: none; }
   th button::after { content: none !important; }
-  .scroll { overflow: visible; } th, td { white-space: normal; padding: .15rem .3rem; }
-  td.wrap { min-width: 0; } pre { white-space: pre-wrap; }
+  .scroll { overflow: visible; overflow-wrap: anywhere; } table { font-size: 8pt; }
+  th, td { white-space: normal; padding: .15rem .2rem; }
+  thead { display: table-header-group; break-inside: avoid; } td.wrap { min-width: 0; }
+  pre { white-space: pre-wrap; }
   figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .plots { grid-template-columns: 1fr 1fr; }
   .plot { min-width: 0 !important; } .plot .main-svg, .plot .svg-container {
@@ -1001,9 +1003,10 @@ _SCRIPT = """
       draw(target);
     }
   }, { rootMargin: "800px" });
+  let printing = false;  // then drawings shrink as they are
   const sized = new ResizeObserver(changed => {
     for (const { target } of changed) {
-      if (target.classList.contains("js-plotly-plot")) Plotly.Plots.resize(target);
+      if (target.classList.contains("js-plotly-plot") && !printing) Plotly.Plots.resize(target);
     }
   });
   for (const place of places) { near.observe(place); sized.observe(place); }
@@ -1021,6 +1024,7 @@ _SCRIPT = """
   }
   const closed = [];
   window.addEventListener("beforeprint", () => {
+    printing = true;
     for (const part of document.querySelectorAll("details:not([open])")) {
       closed.push(part);
       part.open = true;
@@ -1034,6 +1038,7 @@ _SCRIPT = """
     }
   });
   window.addEventListener("afterprint", () => {
+    printing = false;
     for (const part of closed.splice(0)) part.open = false;
     for (const image of document.querySelectorAll(".main-svg")) image.removeAttribute("viewBox");
   });

@@ -410,9 +410,9 @@ def test_the_keyboard_goes_down_the_page_and_is_seen(started, folder) -> None:
     assert {"Copy", "validation mAP"} <= set(names)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_paper_has_every_plot_in_full_and_no_controls(started, folder, scheme) -> None:
-    with opened(started, written(folder, "tuning"), scheme=scheme) as page:
+@pytest.mark.parametrize(("name", "scheme"), [("tuning", "light"), ("many", "dark")])
+def test_paper_has_every_plot_in_full_and_no_controls(started, folder, name, scheme) -> None:
+    with opened(started, written(folder, name), scheme=scheme) as page:
         pdf = page.pdf(format="A4")
         assert pdf.startswith(b"%PDF")
         drawn, places = (page.locator(one).count() for one in (".js-plotly-plot", "[data-plot]"))
@@ -422,13 +422,15 @@ def test_paper_has_every_plot_in_full_and_no_controls(started, folder, scheme) -
         page.set_viewport_size({"width": 690, "height": 980})  # A4 less its margins
         page.wait_for_timeout(300)
         found = page.evaluate(FAULTS)
-        assert [one for one in found if "keyboard" not in one[1]] == []
+        screens = ("keyboard", "is small")  # of what is for a screen: paper shrinks a wide plot
+        assert [one for one in found if not any(word in one[1] for word in screens)] == []
         assert overflow(page) <= 0
         for control in (".copy", ".skip", ".modebar"):
             for one in page.locator(control).all():
                 assert not one.is_visible()
         assert page.evaluate("""() => Array.from(document.querySelectorAll(".scroll")).every(
-          box => getComputedStyle(box).overflowX === "visible")""")
+          box => getComputedStyle(box).overflowX === "visible" &&
+            box.scrollWidth <= box.clientWidth + 1)""")
         colours = page.evaluate(COLOURS)
         assert colours["back"] == "#ffffff"
         assert all(contrast(text, "#ffffff") >= 4.5 for text in colours["plots"])

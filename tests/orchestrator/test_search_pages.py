@@ -148,8 +148,7 @@ def test_parallel_coordinates_have_a_line_for_each_complete_point_in_its_places(
     low, high = (trace["y"] for trace in plot["data"])
     assert low == [0, 0, 0, None]
     assert high == [1, 1, 1, None]
-    assert plot["data"][0]["line"]["color"] == "#440154"  # the darkest of Viridis
-    assert plot["data"][1]["line"]["color"] == "#fde725"  # the lightest
+    assert [trace["line"]["color"] for trace in plot["data"]] == ["#2b83c6", "#e06c18"]
     marks = {note["text"]: note["y"] for note in plot["layout"]["annotations"] if note["x"] == 2}
     assert marks["0.6"] == pytest.approx(0.5) and marks["0.7"] == pytest.approx(1)
 
@@ -168,6 +167,19 @@ def test_importances_whose_shortened_names_are_equal_keep_a_bar_each() -> None:
     texts = plot["layout"]["yaxis"]["ticktext"]
     assert texts[0] == texts[1]
     assert all(trace["y"] == [0, 1] for trace in plot["data"])
+
+
+def test_lines_of_every_map_are_seen_on_a_light_and_on_a_dark_page() -> None:
+    points = [{"gamma": i, "tau": 0.125} for i in range(1, 31)]
+    own = cell(space={"gamma": list(range(1, 31)), "tau": [0.125, 0.25]})
+    seen = observed(own, points, (0,), truth=lambda point: point["gamma"] / 31)
+    found = Parsed(page(results([own], seen, center=points[0])))
+    (plot,) = [p for p in found.plots if p["layout"].get("dragmode") == "select"]
+    colours = [trace["line"]["color"] for trace in plot["data"]]
+    assert len(set(colours)) == 10
+    for colour in colours:
+        for back in ("#ffffff", "#15181c"):
+            assert contrast(colour, back) >= 3  # WCAG AA of what is no text
 
 
 @pytest.mark.parametrize(("epochs", "step"), [(3, 1), (8, 1), (30, None)])
