@@ -713,7 +713,7 @@ def _check_where(study: Study, replaced: Mapping[str, Sequence[Any]]) -> None:
     for place, where in enumerate(study.where):
         key = f"where.{place}"
         for part, name in _LIST_OF.items():
-            known = [*names[name], *replaced.get(name, [])]
+            known = list(dict.fromkeys([*names[name], *replaced.get(name, [])]))
             for one in _several(getattr(where, part)):
                 if one in known:
                     continue
