@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from cluster.resources import Asked, ResourceError, parse_memory
 from methods.base import METHODS, HashMethod, Schedule, Task, build_method
 from methods.pairs import PAIRS, PairSpec, SideSpec
-from orchestrator.store import FORMAT, canonical
+from orchestrator.store import FORMAT, canonical, digest
 from orchestrator.study import MethodGrid, Resources, Study
 from retrieval.augmentation import Augmentation
 from retrieval.datasets import DATASETS, SHORTHANDS, Dataset, open_dataset
@@ -227,6 +227,7 @@ class Planner:
     Attributes:
         plan: all trials of a benchmark; of a search, those that were added.
         cells: where the searches of a study happen; none in a benchmark.
+        cwd: as given.
 
     Raises:
         InputError: a name, option or combination is wrong; ``key`` is the study's key.
@@ -237,7 +238,8 @@ class Planner:
         self.plan = Plan(study=study.study)
         # A wrong one is wrong without stages too.
         self._asked = {kind: _asked(study, kind) for kind in KINDS}
-        places = (cwd or Path.cwd(), folder)
+        self.cwd = cwd or Path.cwd()
+        places = (self.cwd, folder)
         datasets = _datasets(study, places, home)
         self.plan.datasets = [dataset for _, dataset in datasets]
         self._pairs = [_Pair(pair) for pair in _pairs(study, places)]
@@ -396,18 +398,28 @@ class Planner:
             for point in every:
                 if name in point:
                     rest = {n: v for n, v in point.items() if n != name}
-                    ids.setdefault(canonical(rest), set()).add(self._gallery_of(cell, point))
+                    stages = self._stages_of(cell, point, 0)
+                    gallery = stages.get("joint") or stages["gallery"]
+                    ids.setdefault(canonical(rest), set()).add(gallery)
             if any(len(different) > 1 for different in ids.values()):
                 found.add(name)
         return frozenset(found)
 
-    def _gallery_of(self, cell: SearchCell, values: Mapping[str, Any]) -> str:
-        """Return the id of the stage that trains a point's gallery; the plan does not grow."""
+    def measured(self, cell: SearchCell) -> str:
+        """Return what tells apart searches of one space whose numbers do not go together.
+
+        That is the digest of all that the trainings at the space's corners are made of, seeds left
+        out: data, recipe, hyperparameters that are not searched, versions of the code.
+        """
+        points = cell.space.corners()
+        return digest([self._stages_of(cell, point, 0) for point in points])
+
+    def _stages_of(self, cell: SearchCell, values: Mapping[str, Any], seed: int) -> dict[str, str]:
+        """Return the ids of a point's stages; the plan does not grow."""
         study, method = self._method(cell, values)
         builder = _Builder(study, Plan(study=study.study), self._asked)
-        data = self._data[cell.places[0]]
-        trial = _Cell(builder, data, self._pair_of(cell, values), method, 0, scored=False).add()
-        return trial.stages.get("joint") or trial.stages["gallery"]
+        data, pair = self._data[cell.places[0]], self._pair_of(cell, values)
+        return _Cell(builder, data, pair, method, seed, scored=False).add().stages
 
     def sides_of(self, cell: SearchCell, values: Mapping[str, Any]) -> PairSpec:
         """Return the pair of a point."""

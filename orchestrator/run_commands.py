@@ -156,6 +156,8 @@ def _as_search(study: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
 
     given = {override: override.partition("=")[0].strip() for override in overrides}
     heads = {key.partition(".")[0] for key in given.values()}
+    if "kind" in heads:
+        return overrides
     # A benchmark has no key of a search: those are for what it becomes.
     of_benchmark = [o for o, key in given.items() if key.partition(".")[0] not in _OF_A_SEARCH]
     name, kind = name_and_kind(study, tuple(of_benchmark))

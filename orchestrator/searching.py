@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING
 
 from orchestrator.observations import VALIDATION, Observation, epochs_of, observe
 from orchestrator.plan import Planner, SearchCell, Trial
+from orchestrator.redaction import redact
 from orchestrator.report import trial_failure
 from orchestrator.store import StageStore
 from orchestrator.study import Study
-from retrieval.errors import InputError
+from orchestrator.tracking_uri import refuse_credentials
+from retrieval.errors import InputError, UnknownNameError
+from search_spaces.search import check
+from search_spaces.storages import is_there, sqlite_file
 
 if TYPE_CHECKING:
     from orchestrator.scheduling import TrialState
@@ -147,12 +151,16 @@ class DesignSearch(Searching):
 
         self._points = []
         for cell in self.planner.cells:
-            design = points(
-                cell.space,
-                self.study.sensitivity,
-                self.planner.values_of(cell, inactive=True),
-                shared=self.planner.shared(cell),
-            )
+            try:
+                design = points(
+                    cell.space,
+                    self.study.sensitivity,
+                    self.planner.values_of(cell, inactive=True),
+                    shared=self.planner.shared(cell),
+                )
+            except InputError as error:
+                of_design = (error.key or "").startswith("sensitivity.")
+                raise error.located(prefix=None if of_design else "search") from None
             for number, point in enumerate(design):
                 trials = self.planner.add(cell, point, self.study.seeds, number=number)
                 self._points.append(_Tried(cell, number, point, trials))
@@ -207,20 +215,42 @@ class SamplerSearch(Searching):
         super().__init__(study, planner, store, home)
         self.options = study.tuning
         self._live: dict[tuple[int, int], _Tried] = {}
+        self._whole: set[str] = set()  # trials of complete points
         self._watching: dict[str, set[tuple[int, int]]] = {}
         self._searches: dict[int, Search] = {}
 
     @cached_property
     def storage(self) -> str | Path:
-        """Where Optuna keeps the studies."""
-        given = self.options.storage
+        """Where Optuna keeps the studies; a relative path starts where the study was run.
+
+        Raises:
+            InputError: there is no such place, or its URL holds a credential.
+        """
+        given, key = self.options.storage, "tuning.storage"
         if given is None:
             return self.home / "studies" / self.study.study / "search.journal"
-        return given if "://" in given else Path(given).expanduser().absolute()
+        if not given.strip() or not given.isprintable():
+            raise InputError(
+                "must be a journal file, or a URL of a database", key=key, value=given
+            )
+        if "://" in given:
+            base = given.partition("://")[0].partition("+")[0].lower()
+            refuse_credentials(given, base, redact(given), key)
+            file = sqlite_file(given)
+            if file is None or file.is_absolute():
+                return given
+            return given.replace(f":///{file}", f":///{self.planner.cwd / file}", 1)
+        try:
+            return self.planner.cwd / Path(given).expanduser()
+        except RuntimeError:
+            raise InputError("there is no such user's folder", key=key, value=given) from None
 
     def restore(self) -> None:
         """Put the points tried so far into the plan."""
-        if isinstance(self.storage, Path) and not self.storage.exists():
+        for cell in self.planner.cells:
+            check(cell.space, self.options, self.planner.shared(cell), self._given(cell))
+        self._check_earlier()
+        if not is_there(self.storage):
             return
         self._searches = {cell.number: self._open(cell) for cell in self.planner.cells}
         running = False
@@ -238,7 +268,7 @@ class SamplerSearch(Searching):
         """Tell the searches what ended, and ask them for more."""
         if self.over:
             return []
-        if not self._searches or not self.storage_exists:
+        if not self._searches or not is_there(self.storage):
             if isinstance(self.storage, Path):
                 self.storage.parent.mkdir(parents=True, exist_ok=True)
             self._searches = {cell.number: self._open(cell) for cell in self.planner.cells}
@@ -251,10 +281,21 @@ class SamplerSearch(Searching):
                     fresh += self._start(cell, tried)
         self.waiting = not self._live and any(s.others for s in self._searches.values())
         if not self._live and not self.waiting:
+            others = self._join()
             self._choose()
             self.over = True
-            return self.chosen
+            return [*others, *self.chosen]
         return fresh
+
+    def _join(self) -> list[Trial]:
+        """Put into the plan what other drivers tried; return the trials that they finished."""
+        before = len(self.planner.plan.trials)
+        for cell in self.planner.cells:
+            for tried in self._searches[cell.number].tried():
+                if tried.state != "infeasible":
+                    self._add(cell, tried)
+        fresh = self.planner.plan.trials[before:]
+        return [trial for trial in fresh if trial.id in self._whole]
 
     def foresee(self) -> int:
         """Add evenly spread points in place of those that the sampler will propose."""
@@ -307,10 +348,23 @@ class SamplerSearch(Searching):
         if scouting and tried.state != "complete":
             seeds = seeds[:1]
         trials = self.planner.add(cell, tried.point, seeds, number=tried.number)
-        gone = {"pruned": self.pruned, "failed": self.lost}.get(tried.state)
-        if gone is not None:
-            gone.update(trial.id for trial in trials if not self.store.is_done(trial.id))
+        if tried.state == "complete":
+            self._complete(trials)
+        elif tried.state == "pruned":
+            self._prune(trials[0])
+        elif tried.state == "failed":
+            self.lost.update(trial.id for trial in trials if not self.store.is_done(trial.id))
         return _Tried(cell, tried.number, tried.point, trials, tried.state == "pruned")
+
+    def _complete(self, trials: Sequence[Trial]) -> None:
+        """Note the trials of a complete point; that the same point was stopped counts no more."""
+        self._whole.update(trial.id for trial in trials)
+        self.pruned -= self._whole
+
+    def _prune(self, trial: Trial) -> None:
+        """Note a trial as stopped, trained to its end elsewhere or not: the search saw no more."""
+        if trial.id not in self._whole:
+            self.pruned.add(trial.id)
 
     def _look_at(self, point: _Tried, state: Look) -> list[Trial]:
         """Tell what became of a point in work; return further trials of it."""
@@ -324,6 +378,7 @@ class SamplerSearch(Searching):
                     point.pruned = True
                     break
         if point.pruned:
+            self._prune(scout)
             self._end(point)
             return []
         if "failed" in states:
@@ -339,6 +394,7 @@ class SamplerSearch(Searching):
             point.trials = rest
             return rest[1:]
         search.complete(number, self._values(point))
+        self._complete(point.trials)
         self._end(point)
         return []
 
@@ -365,7 +421,8 @@ class SamplerSearch(Searching):
                 point.pruned = search.report(key[1], epoch, float(metrics[VALIDATION]))
             wanted |= not point.pruned
         if not wanted:
-            self.pruned.update(self._live[key].trials[0].id for key in watching)
+            for key in watching:
+                self._prune(self._live[key].trials[0])
         return not wanted
 
     # ---- the searches --------------------------------------------------------------------
@@ -379,18 +436,36 @@ class SamplerSearch(Searching):
             name=f"{self.study.study} · {cell.name}",
             storage=self.storage,
             shared=self.planner.shared(cell),
-            first=self._first(cell),
+            first=self._given(cell),
+            earlier=lambda: self._earlier(cell),
+            about={
+                "seeds": self.study.seeds,
+                "data, recipe or settings that are not searched": self.planner.measured(cell),
+            },
             feasible=lambda point: self._infeasible(cell, point),
             epochs=self.study.train.side("query").epochs,
         )
 
-    @property
-    def storage_exists(self) -> bool:
-        """Whether the journal is there still, if it is one."""
-        return not isinstance(self.storage, Path) or self.storage.exists()
+    def _check_earlier(self) -> None:
+        """Refuse an earlier study that is none."""
+        from orchestrator.session import name_and_kind
 
-    def _first(self, cell: SearchCell) -> list[Point]:
-        """Return the points to try before the sampler is asked."""
+        for name in self.options.warm_start.studies:
+            key = "tuning.warm_start.studies"
+            if name == self.study.study:
+                raise InputError(
+                    "is this study itself, which goes on from what it tried", key=key, value=name
+                )
+            try:
+                _, kind = name_and_kind(name, home=self.home, ran=True)
+            except UnknownNameError as error:
+                error.key = key
+                raise
+            if kind == "benchmark":
+                raise InputError("is no tuning or sensitivity study", key=key, value=name)
+
+    def _given(self, cell: SearchCell) -> list[Point]:
+        """Return the points that the study gives to be tried before the sampler is asked."""
         start = self.options.warm_start
         points: list[Point] = []
         if start.defaults:
@@ -404,20 +479,18 @@ class SamplerSearch(Searching):
                     value=point,
                 )
             points.append(dict(point))
-        for name in start.studies:
-            points += self._earlier(name, cell)
-        inside = [point for point in points if point in cell.space]
-        return [point for i, point in enumerate(inside) if point not in inside[:i]]
+        return [point for point in points if point in cell.space]
 
-    def _earlier(self, name: str, cell: SearchCell) -> list[Point]:
+    def _earlier(self, cell: SearchCell) -> list[Point]:
+        """Return the best points of all earlier studies."""
+        return [p for name in self.options.warm_start.studies for p in self._best_of(name, cell)]
+
+    def _best_of(self, name: str, cell: SearchCell) -> list[Point]:
         """Return the best points of an earlier search of the same method."""
         from orchestrator.session import open_session
 
         session = open_session(name, home=self.home, ran=True)
-        if session.search is None:
-            raise InputError(
-                "is no tuning or sensitivity study", key="tuning.warm_start.studies", value=name
-            )
+        assert session.search is not None
         by_point: dict[str, tuple[float, Point]] = {}
         for seen in session.search.observations():
             if seen.validation is not None and seen.cell.method == cell.method:

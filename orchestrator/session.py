@@ -28,6 +28,9 @@ from search_spaces.presets import presets
 if TYPE_CHECKING:
     from orchestrator.searching import Searching
 
+_OF_SEARCHES = ("search", "sensitivity", "tuning")
+"""Keys of a study that a search may find fault with as late as in its run."""
+
 TRACKER_TIMEOUT = 120.0
 """Seconds that a finished run waits for a slow tracker before it says so and ends."""
 
@@ -125,22 +128,37 @@ def open_session(
         session = Session(study, source, every, cwd, planner, home)
         _ = session.search  # what was tried so far is part of the plan
     except InputError as error:
-        key = error.key or ""
-        given = [o.partition("=")[0].strip() for o in every]
-        by_set = any(key == g or key.startswith(f"{g}.") for g in given)
-        location = f"{where} with --set" if by_set else source.locate(error.key)
-        raise error.located(where=location) from None
+        raise _located(error, source, every) from None
     return session
 
 
-def kind_of(name: str, overrides: tuple[str, ...] = ()) -> str:
-    """Return a study's kind, without planning it.
+def _located(error: InputError, source: Source, overrides: tuple[str, ...]) -> InputError:
+    """Return the error with the file and line of the study's key, or that it was set."""
+    key = error.key or ""
+    given = [o.partition("=")[0].strip() for o in overrides]
+    by_set = any(key == g or key.startswith(f"{g}.") for g in given)
+    return error.located(
+        where=f"{source.where} with --set" if by_set else source.locate(error.key)
+    )
+
+
+def name_and_kind(
+    name: str, overrides: tuple[str, ...] = (), *, home: Path | None = None, ran: bool = False
+) -> tuple[str, str]:
+    """Return a study's name and kind, without planning it.
+
+    Args:
+        name: as of :func:`open_session`.
+        overrides: likewise.
+        home: likewise.
+        ran: likewise.
 
     Raises:
         InputError: the study cannot be found or read.
     """
-    text, where, folder, _, before = _find(name, home_folder(), ran=False)
-    return load_study(text, where, folder, (*before, *overrides))[0].kind
+    text, where, folder, _, before = _find(name, home or home_folder(), ran)
+    study, _ = load_study(text, where, folder, (*before, *overrides))
+    return study.study, study.kind
 
 
 def _find(name: str, home: Path, ran: bool) -> tuple[str, str, Path, Path, tuple[str, ...]]:
@@ -290,9 +308,11 @@ def run(session: Session, place: Place = Place()) -> RunResult:
         mirror.complete()
         if drawn:
             mirror.send_search(drawn)
-    except BaseException:
+    except BaseException as error:
         mirror.interrupted()
         tracker.close(TRACKER_PATIENCE)
+        if isinstance(error, InputError) and (error.key or "").split(".")[0] in _OF_SEARCHES:
+            raise _located(error, session.source, session.overrides) from None
         raise
     report = tracker.close(TRACKER_TIMEOUT)
     lines = by_reason((f.name, f.reason) for f in report.failures)

@@ -12,7 +12,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from orchestrator.redaction import redact
 from retrieval.errors import InputError, nearest
 
-__all__ = ["check_uri", "default_uri", "is_server", "sqlite_path", "sqlite_uri"]
+__all__ = [
+    "check_uri",
+    "default_uri",
+    "is_server",
+    "refuse_credentials",
+    "sqlite_path",
+    "sqlite_uri",
+]
 
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -81,7 +88,7 @@ def check_uri(uri: str, key: str = "tracking.uri") -> str:
         raise _no_scheme(uri, shown, key)
     if base not in _SCHEMES or (driver and base not in _DATABASES):
         raise _unknown_scheme(scheme, shown, key)
-    _refuse_credentials(uri, base, shown, key)
+    refuse_credentials(uri, base, shown, key)
     if base == "sqlite":
         if sqlite_path(uri) is None:
             raise InputError(
@@ -145,8 +152,18 @@ def _unknown_scheme(scheme: str, shown: str, key: str) -> InputError:
     )
 
 
-def _refuse_credentials(uri: str, base: str, shown: str, key: str) -> None:
-    """Refuse a password, or on a server any user name, which may be a token."""
+def refuse_credentials(uri: str, base: str, shown: str, key: str) -> None:
+    """Refuse a password, or on a server any user name, which may be a token.
+
+    Args:
+        uri: as given.
+        base: its scheme without a driver.
+        shown: the URI without credentials.
+        key: what gave it, for the message.
+
+    Raises:
+        InputError: there is one.
+    """
     authority = re.match(r"[^:]+://([^?#]*@)?", uri)
     userinfo = (authority[1] or "") if authority else ""
     options = [name for name, _ in parse_qsl(uri.partition("?")[2], keep_blank_values=True)]
@@ -158,7 +175,7 @@ def _refuse_credentials(uri: str, base: str, shown: str, key: str) -> None:
     if base in _DATABASES:
         instead = _DATABASE_LOGIN.get(base, _OTHER_LOGIN)
     raise InputError(
-        f"a credential in a tracking URI would end up in files and logs; {instead}",
+        f"a credential in a URI would end up in files and logs; {instead}",
         key=key,
         value=shown,
     )

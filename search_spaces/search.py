@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import InputError
+from search_spaces.designs import identity
 from search_spaces.options import MAXIMIZED, Tuning
 from search_spaces.pruners import pruner_of
 from search_spaces.samplers import NOTES, History, directions, frozen, quiet, sampler_of
@@ -35,6 +37,9 @@ TRIES = 1000
 
 ABOUT = "search"
 """User attribute of the Optuna study that says what is searched."""
+
+EARLIER = "earlier"
+"""User attribute of the Optuna study with the points that were taken from earlier studies."""
 
 REASON = 1000
 """Letters of a reason that are kept."""
@@ -76,6 +81,9 @@ class Search:
         shared: names of the dimensions that change the gallery; they are kept inside a group of
             ``options.per_gallery``.
         first: points that are tried before the sampler is asked.
+        earlier: likewise, behind them, of ``options.warm_start.studies``. It is asked once: what
+            those studies do later changes nothing.
+        about: more that tells searches apart whose numbers do not go together, by name.
         feasible: says why a point is beyond a constraint; None if it is not.
         epochs: of a whole training, for the pruners' rungs.
 
@@ -93,6 +101,8 @@ class Search:
         storage: str | Path,
         shared: frozenset[str],
         first: Sequence[Point] = (),
+        earlier: Callable[[], Sequence[Point]] = list,
+        about: Mapping[str, Any] = MappingProxyType({}),
         feasible: Callable[[Point], str | None] = lambda point: None,
         epochs: int = 1,
     ) -> None:
@@ -100,23 +110,22 @@ class Search:
         self._feasible = feasible
         self._sampler = sampler_of(space, options, shared)
         self._pruner = pruner_of(options.pruner, epochs)
-        self._first = _distinct(first)
-        for point in self._first:
-            if point not in space:
-                raise InputError(
-                    "this point is not of the space", key="tuning.warm_start", value=point
-                )
-        if options.per_gallery > 1 and options.sampler != "grid":
-            if not set(space.searched) - shared:
-                raise InputError(
-                    "every dimension of the space changes the gallery, so that no points share "
-                    "one; take 1",
-                    key="tuning.per_gallery",
-                    value=options.per_gallery,
-                )
+        check(space, options, shared, first)
         with quiet():
-            self._study = _open_study(space, options, name, storage)
+            self._study = _open_study(space, options, name, storage, about)
             self._driver = Driver(self._study)
+            self._first = _distinct([*first, *self._earlier(earlier)])
+
+    def _earlier(self, points: Callable[[], Sequence[Point]]) -> Sequence[Point]:
+        """Return the points of earlier studies, those that were found when they were asked for."""
+        start = self._options.warm_start
+        asked = {"studies": start.studies, "best": start.best}
+        kept = self._study.user_attrs.get(EARLIER)
+        if start.studies and (kept is None or kept["asked"] != asked):
+            kept = {"asked": asked, "points": [p for p in points() if p in self._space]}
+            self._study.set_user_attr(EARLIER, kept)
+        found: list[Point] = kept["points"] if start.studies and kept else []
+        return found
 
     # ---- what to work on -----------------------------------------------------------------
 
@@ -209,18 +218,27 @@ class Search:
             stored = self._stored()
             there = [s for s in stored if s.batch == (batch, asked_by)]
             missing = size - sum(s.tried.state != "infeasible" for s in there)
+            if missing > 0:
+                self._refuse_astray(stored)
             if missing <= 0 or not self._ask(stored, batch, asked_by, size):
                 return
+
+    def _refuse_astray(self, stored: Sequence[_Stored]) -> None:
+        """Give up after so many infeasible points, unless the limits were changed since."""
+        if _trailing(stored) < TRIES or self._options.sampler == "grid":
+            return
+        last = [s.tried.point for s in stored[-TRIES:]]
+        reasons = [self._feasible(point) for point in reversed(last)]
+        if None not in reasons:
+            raise InputError(
+                f"no point within the constraints was found in {TRIES:,} tries in a row; the last "
+                f"one: {reasons[0]}",
+                key="tuning.constraints",
+            )
 
     def _ask(self, stored: Sequence[_Stored], batch: int, asked_by: str, size: int) -> bool:
         """Ask for one point; whether there was one, feasible or not."""
         history, leader = self._history(stored, (batch, asked_by))
-        if history.astray >= TRIES and self._options.sampler != "grid":
-            raise InputError(
-                f"no point within the constraints was found in {TRIES:,} tries in a row; the last "
-                f"one: {stored[-1].tried.reason}",
-                key="tuning.constraints",
-            )
         proposal = self._sampler.propose(history)
         if proposal is None:
             return False
@@ -252,8 +270,8 @@ class Search:
     ) -> tuple[History, int | None]:
         """Return what the sampler is told, and the trial whose gallery the next one shares."""
         counted = [s for s in stored if s.tried.state != "infeasible"]
-        given = sum(s.given for s in stored)
-        told = self._first[given] if given < len(self._first) else None
+        known = {identity(s.tried.point) for s in stored}
+        told = next((point for point in self._first if identity(point) not in known), None)
         leader = self._leader(counted)
         kept = {} if leader is None else self._gallery(leader.tried.point)
         if leader is not None and told is not None and self._gallery(told) != kept:
@@ -417,6 +435,17 @@ class Search:
         return [self._read(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def _read(self, trial: optuna.trial.FrozenTrial) -> _Stored:
+        try:
+            return self._parsed(trial)
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"its trial {trial.number} was not made by a search of this space: somebody else "
+                "added or changed it",
+                key="tuning.storage",
+                hint="take that trial away, or give another storage",
+            ) from None
+
+    def _parsed(self, trial: optuna.trial.FrozenTrial) -> _Stored:
         from optuna.trial import TrialState
 
         about = trial.user_attrs
@@ -434,15 +463,15 @@ class Search:
             values=tuple(trial.values) if state == "complete" else None,
             reports=dict(trial.intermediate_values),
             reason=about["reason"],
-            batch=about["batch"],
+            batch=int(about["batch"]),
             notes={name: trial.system_attrs[name] for name in NOTES if name in trial.system_attrs},
         )
         return _Stored(
             tried,
-            about["size"],
+            int(about["size"]),
             about["asked_by"],
             about["driver"],
-            about["leader"],
+            int(about["leader"]),
             about["given"],
         )
 
@@ -458,7 +487,39 @@ class Search:
         return point
 
 
-def _open_study(space: Space, options: Tuning, name: str, storage: str | Path) -> optuna.Study:
+def check(
+    space: Space, options: Tuning, shared: frozenset[str], first: Sequence[Point] = ()
+) -> None:
+    """Refuse options that do not go with a space; nothing is opened for that.
+
+    Args:
+        space: what is searched.
+        options: how.
+        shared: names of the dimensions that change the gallery.
+        first: points that are tried before the sampler is asked.
+
+    Raises:
+        InputError: as :class:`Search` does.
+    """
+    sampler_of(space, options, shared)
+    for point in first:
+        if point not in space:
+            raise InputError(
+                "this point is not of the space", key="tuning.warm_start", value=point
+            )
+    if options.per_gallery > 1 and options.sampler != "grid":
+        if not set(space.searched) - shared:
+            raise InputError(
+                "every dimension of the space changes the gallery, so that no points share one; "
+                "take 1",
+                key="tuning.per_gallery",
+                value=options.per_gallery,
+            )
+
+
+def _open_study(
+    space: Space, options: Tuning, name: str, storage: str | Path, about: Mapping[str, Any]
+) -> optuna.Study:
     import optuna
 
     study = optuna.create_study(
@@ -471,16 +532,28 @@ def _open_study(space: Space, options: Tuning, name: str, storage: str | Path) -
     )
     wanted = {
         "objectives": list(options.objectives),
-        "space": {n: d.model_dump(mode="json") for n, d in space.dimensions.items()},
+        "space": {
+            n: d.model_dump(mode="json", exclude={"source"}) for n, d in space.dimensions.items()
+        },
+        **about,
     }
     there = study.user_attrs.get(ABOUT)
     if there is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(ABOUT, wanted)
         return study
-    if there is None or _text(there) != _text(wanted):
+    if not isinstance(there, dict):
         raise InputError(
-            f"holds something else of the name {name!r}: a study that is no search, or a search "
-            "of another space or of other objectives",
+            f"holds a study of the name {name!r} that is no search",
+            key="tuning.storage",
+            hint="give the study another name, or another storage",
+        )
+    changed = [
+        key for key in {**wanted, **there} if _text(there.get(key)) != _text(wanted.get(key))
+    ]
+    if changed:
+        raise InputError(
+            f"holds a search of the name {name!r} with other {' and other '.join(changed)}; what "
+            "it was told would not go together with what is measured now",
             key="tuning.storage",
             hint="give the study another name, or another storage",
         )
@@ -501,7 +574,7 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def _distinct(points: Sequence[Point]) -> list[Point]:
-    return list({_text(point): point for point in points}.values())
+    return list({identity(point): point for point in points}.values())
 
 
 def _text(value: Any) -> str:

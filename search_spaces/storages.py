@@ -41,6 +41,26 @@ def open_storage(storage: str | Path) -> optuna.storages.BaseStorage:
     return _journal(Path(storage))
 
 
+def is_there(storage: str | Path) -> bool:
+    """Whether a journal or a database's file exists; a server's database always may."""
+    if isinstance(storage, str) and "://" in storage:
+        file = sqlite_file(storage)
+        return file is None or file.exists()
+    return Path(storage).exists()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite URL as it stands there; None for any other database."""
+    import sqlalchemy
+
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None  # is refused when it is opened
+    named = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, ":memory:")
+    return Path(parsed.database or "") if named else None
+
+
 def _journal(path: Path) -> optuna.storages.BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -116,6 +136,13 @@ def _database(url: str) -> optuna.storages.BaseStorage:
     if parsed.get_backend_name() not in DATABASES:
         raise InputError(
             f"must be a journal file, or a URL of {', '.join(DATABASES)}",
+            key="tuning.storage",
+            value=shown,
+        )
+    if parsed.get_backend_name() == "sqlite" and sqlite_file(url) is None:
+        raise InputError(
+            "a database in memory ends with its process, and a search goes on in others; name a "
+            "file: sqlite:////absolute/path/search.db",
             key="tuning.storage",
             value=shown,
         )

@@ -47,8 +47,8 @@ def objectives(options, point):
 
 
 def make(folder, *, space=NUMBERS, name="search", storage=None, **given):
-    about = {k: given.pop(k) for k in ("first", "feasible", "shared") if k in given}
-    about = {"shared": frozenset({"layers"}), **about}
+    names = ("first", "earlier", "about", "feasible", "shared")
+    more = {"shared": frozenset({"layers"})} | {k: given.pop(k) for k in names if k in given}
     given = {"trials": 8, "parallel": 3, "startup": 3, "seed": 7, **given}
     if given.get("sampler") == "nsga2":
         given = {**given, "objectives": ["map", "bits"], "pruner": "none", "startup": 4}
@@ -58,7 +58,7 @@ def make(folder, *, space=NUMBERS, name="search", storage=None, **given):
         name=name,
         storage=storage or folder / "journal.log",
         epochs=EPOCHS,
-        **about,
+        **more,
     )
 
 
@@ -337,6 +337,42 @@ def test_first_points_come_first_and_once(tmp_path):
     assert all(t.point not in first for t in tried[2:])
 
 
+def test_first_points_that_are_given_later_are_tried_next_and_none_again(tmp_path):
+    given = {"trials": 6, "parallel": 2, "startup": 6}
+    one, two, three = ({"x": x, "gamma": 1, "layers": 1} for x in (0.25, 0.5, 0.75))
+    search = make(tmp_path, first=[two], **given)
+    for tried in search.next_batch():
+        work_on(search, tried)
+    own = search.tried()[1].point
+    tried = drive(make(tmp_path, first=[one, two, own, three], **given))
+    assert [t.point for t in tried[:4]] == [two, own, one, three]
+    texts = {json.dumps(t.point) for t in tried}
+    assert len(texts) == len(tried) == 6
+
+
+def test_earlier_studies_are_asked_once(tmp_path):
+    points = [{"x": x, "gamma": 1.0, "layers": 1} for x in (0.25, 0.5)]
+    given = {"trials": 4, "parallel": 1, "warm_start": {"studies": ["one"]}}
+
+    def other():
+        raise AssertionError("asked again")
+
+    search = make(tmp_path, earlier=lambda: points, **given)
+    work_on(search, search.next_batch()[0])
+    tried = drive(make(tmp_path, earlier=other, **given))
+    assert [t.point for t in tried[:2]] == points
+    more = {**given, "trials": 6, "warm_start": {"studies": ["one", "two"]}}
+    third = {"x": 0.75, "gamma": 1.0, "layers": 1}
+    tried = drive(make(tmp_path, earlier=lambda: [*points, third], **more))
+    assert tried[4].point == third
+
+
+def test_points_of_earlier_studies_that_are_not_of_the_space_are_left_out(tmp_path):
+    points = [{"x": 2.0, "gamma": 1.0, "layers": 1}, {"x": 0.5, "gamma": 1.0, "layers": 1}]
+    given = {"trials": 2, "parallel": 1, "warm_start": {"studies": ["one"]}}
+    assert drive(make(tmp_path, earlier=lambda: points, **given))[0].point == points[1]
+
+
 def test_a_first_point_that_is_not_of_the_space_is_refused(tmp_path):
     with pytest.raises(InputError, match="not of the space") as error:
         make(tmp_path, first=[{"x": 2.0, "gamma": 1.0, "layers": 1}])
@@ -446,6 +482,15 @@ def test_a_space_without_a_feasible_point_is_an_error(tmp_path, monkeypatch):
         assert len(search.tried()) == 30
 
 
+def test_a_search_that_was_astray_goes_on_when_its_limits_are_loosened(tmp_path, monkeypatch):
+    monkeypatch.setattr("search_spaces.search.TRIES", 30)
+    with pytest.raises(InputError, match="too small"):
+        make(tmp_path, feasible=lambda point: "too small").next_batch()
+    tried = drive(make(tmp_path, feasible=lambda p: "odd" if p["layers"] % 2 else None))
+    assert Counter(t.state for t in tried)["complete"] == 8
+    assert all(t.point["layers"] % 2 == 0 for t in tried if t.state == "complete")
+
+
 def test_a_model_that_is_always_astray_gives_way_to_a_spread(tmp_path, monkeypatch):
     """The best x is 0.3, which a limit excludes: the search must come to the other end still."""
     asked = []
@@ -550,8 +595,8 @@ def test_a_line_that_was_torn_off_is_dropped(tmp_path):
 def test_another_space_or_other_objectives_under_the_name_are_refused(tmp_path):
     make(tmp_path)
     wider = {**NUMBERS, "x": {"type": "float", "low": 0.0, "high": 2.0}}
-    for other in ({"space": wider}, {"sampler": "nsga2"}):
-        with pytest.raises(InputError, match="something else of the name 'search'") as error:
+    for what, other in (("space", {"space": wider}), ("objectives", {"sampler": "nsga2"})):
+        with pytest.raises(InputError, match=f"of the name 'search' with other {what};") as error:
             make(tmp_path, **other)
         assert error.value.key == "tuning.storage" and "another name" in error.value.hint
 
@@ -560,8 +605,61 @@ def test_a_foreign_study_under_the_name_is_refused(tmp_path):
     url = f"sqlite:///{tmp_path / 'foreign.db'}"
     study = optuna.create_study(storage=url, study_name="search", direction="maximize")
     study.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(InputError, match="something else of the name"):
+    with pytest.raises(InputError, match="of the name 'search' that is no search"):
         make(tmp_path, storage=url)
+
+
+def test_what_was_told_of_other_measurements_is_refused_and_said(tmp_path):
+    given = {"seeds": [0, 1], "data": "digits"}
+    make(tmp_path, about=given)
+    make(tmp_path, about=dict(given))
+    for what in given:
+        with pytest.raises(InputError, match=f"with other {what};"):
+            make(tmp_path, about={**given, what: "something else"})
+
+
+def test_where_a_range_is_from_does_not_matter(tmp_path):
+    sourced = {**NUMBERS, "x": {**NUMBERS["x"], "source": "a paper"}}
+    make(tmp_path)
+    assert make(tmp_path, space=sourced).tried() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (1, lambda study, trial: study.enqueue_trial({"x": 0.5})),
+        (1, lambda study, trial: study.ask()),
+        (
+            0,
+            lambda study, trial: study._storage.set_trial_user_attr(trial._trial_id, "batch", "x"),
+        ),
+    ],
+    ids=["one that waits", "one that runs", "an attribute that is none"],
+)
+def test_a_trial_that_somebody_else_made_is_refused_with_its_number(tmp_path, number, change):
+    search = make(tmp_path, trials=1, parallel=1)
+    search.next_batch()
+    change(search._study, search._study.get_trials()[0])
+    with pytest.raises(InputError, match=f"trial {number} was not made by a search") as error:
+        make(tmp_path).tried()
+    assert error.value.key == "tuning.storage"
+
+
+def test_a_database_in_memory_is_refused(tmp_path):
+    for url in ("sqlite://", "sqlite:///:memory:", "sqlite+pysqlite:///:memory:"):
+        with pytest.raises(InputError, match="ends with its process"):
+            make(tmp_path, storage=url)
+
+
+def test_it_is_known_without_opening_whether_a_storage_is_there(tmp_path):
+    journal, database = tmp_path / "journal.log", tmp_path / "search.db"
+    url = f"sqlite:///{database}"
+    assert not storages.is_there(journal) and not storages.is_there(url)
+    assert not journal.exists() and not database.exists()
+    make(tmp_path)
+    make(tmp_path, storage=url)
+    assert storages.is_there(journal) and storages.is_there(url)
+    assert storages.is_there("postgresql://host/searches")  # nobody was asked
 
 
 def test_a_larger_budget_goes_on(tmp_path):
