@@ -959,6 +959,7 @@ figcaption { font-size: .9rem; } details { margin: .5rem 0; } summary { cursor: 
   th button::after { content: none !important; }
   .scroll { overflow: visible; overflow-wrap: anywhere; } table { font-size: 8pt; }
   th, td { white-space: normal; padding: .15rem .2rem; }
+  td.number { white-space: nowrap; overflow-wrap: normal; }  /* never half a number */
   thead { display: table-header-group; break-inside: avoid; } td.wrap { min-width: 0; }
   pre { white-space: pre-wrap; }
   figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; }

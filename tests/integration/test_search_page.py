@@ -431,6 +431,9 @@ def test_paper_has_every_plot_in_full_and_no_controls(started, folder, name, sch
         assert page.evaluate("""() => Array.from(document.querySelectorAll(".scroll")).every(
           box => getComputedStyle(box).overflowX === "visible" &&
             box.scrollWidth <= box.clientWidth + 1)""")
+        wrapping = """() => Array.from(new Set(Array.from(
+          document.querySelectorAll("td.number"), cell => getComputedStyle(cell).whiteSpace)))"""
+        assert page.evaluate(wrapping) == ["nowrap"]  # no number is broken in two
         colours = page.evaluate(COLOURS)
         assert colours["back"] == "#ffffff"
         assert all(contrast(text, "#ffffff") >= 4.5 for text in colours["plots"])
