@@ -27,7 +27,8 @@ class Observation:
         seed: of the trial.
         state: "pruned" where it was stopped early; "missing" where it is not there yet.
         validation: mAP on the validation split after the last epoch, in [0, 1]; None unless done.
-        by_epoch: 1-based epoch -> validation mAP, of the epochs that validated.
+        by_epoch: 1-based epoch -> validation mAP, of the epochs that validated; none where it was
+            stopped.
         test: mAP of the test queries; None unless it was chosen in the end and is done.
         seconds: of its own training, without stages that it shares.
         reason: why it failed; "" else.
@@ -65,15 +66,18 @@ def _observe(
     trial: Trial, cells: tuple[SearchCell, ...], store: StageStore, pruned: frozenset[str]
 ) -> Observation:
     assert trial.cell is not None
-    trained = store.is_done(trial.trained)
-    failure = None if store.is_done(trial.id) else trial_failure(trial, store)
+    # What was stopped stays so, were it trained to its end by another study: its search, which
+    # chose without it, did not see more.
+    stopped = trial.id in pruned
+    trained = not stopped and store.is_done(trial.trained)
+    failure = None if stopped or store.is_done(trial.id) else trial_failure(trial, store)
     state: ObservedState = "missing"
-    if store.is_done(trial.id):
+    if stopped:
+        state = "pruned"
+    elif store.is_done(trial.id):
         state = "done"
     elif failure is not None:
         state = "failed"
-    elif trial.id in pruned:
-        state = "pruned"
     manifest = store.manifest(trial.trained) if trained else None
     scored = store.manifest(trial.id) if trial.scored and state == "done" else None
     return Observation(

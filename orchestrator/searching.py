@@ -235,7 +235,8 @@ class SamplerSearch(Searching):
             )
         if "://" in given:
             base = given.partition("://")[0].partition("+")[0].lower()
-            refuse_credentials(given, base, redact(given), key)
+            instead = "name a file with it, as in mysql+pymysql://...?read_default_file=/path"
+            refuse_credentials(given, base, redact(given), key, instead)
             file = sqlite_file(given)
             if file is None or file.is_absolute():
                 return given

@@ -152,7 +152,9 @@ def _unknown_scheme(scheme: str, shown: str, key: str) -> InputError:
     )
 
 
-def refuse_credentials(uri: str, base: str, shown: str, key: str) -> None:
+def refuse_credentials(
+    uri: str, base: str, shown: str, key: str, instead: str = _OTHER_LOGIN
+) -> None:
     """Refuse a password, or on a server any user name, which may be a token.
 
     Args:
@@ -160,6 +162,7 @@ def refuse_credentials(uri: str, base: str, shown: str, key: str) -> None:
         base: its scheme without a driver.
         shown: the URI without credentials.
         key: what gave it, for the message.
+        instead: what to do with a database that has no way of its own.
 
     Raises:
         InputError: there is one.
@@ -171,9 +174,7 @@ def refuse_credentials(uri: str, base: str, shown: str, key: str) -> None:
     user_only = base not in _SERVERS and ":" not in userinfo.partition("@")[0]
     if not secret and (not userinfo or base == "sqlite" or user_only):
         return
-    instead = _SERVER_LOGIN
-    if base in _DATABASES:
-        instead = _DATABASE_LOGIN.get(base, _OTHER_LOGIN)
+    instead = _DATABASE_LOGIN.get(base, instead) if base in _DATABASES else _SERVER_LOGIN
     raise InputError(
         f"a credential in a URI would end up in files and logs; {instead}",
         key=key,

@@ -8,7 +8,8 @@ import yaml
 
 from orchestrator.best import best_studies, write_best
 from orchestrator.observations import VALIDATION
-from orchestrator.session import Place, Session, open_session
+from orchestrator.reports import report_text
+from orchestrator.session import Place, Session, open_session, remember
 from orchestrator.session import run as run_session
 from orchestrator.stages import _Runner
 from orchestrator.store import open_store
@@ -25,18 +26,18 @@ SENSITIVITY = {
 }
 
 
-def write(folder: Path, study: dict, **changes: object) -> str:
+def write(folder: Path, study: dict, /, **changes: object) -> str:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**study, **changes}))
     return str(path)
 
 
-def opened(home: Path, study: dict, **changes: object) -> Session:
+def opened(home: Path, study: dict, /, **changes: object) -> Session:
     home.mkdir(parents=True, exist_ok=True)
     return open_session(write(home, study, **changes), home=home)
 
 
-def ran(home: Path, study: dict, **changes: object) -> Session:
+def ran(home: Path, study: dict, /, **changes: object) -> Session:
     session = opened(home, study, **changes)
     run_session(session, Place(executor="inline"))
     return session
@@ -497,3 +498,181 @@ def test_an_earlier_search_gives_its_best_points_first(sensitivity):
     points = [(p["gamma"], p["margin"]) for _, p, *_ in tried(session)]
     assert points[0] == (100.0, 0.2)
     assert best <= set(points)
+
+
+# ---- what changes under a search -----------------------------------------------------------
+
+SMALL = {
+    **TUNING,
+    "study": "few",
+    "seeds": [0],
+    "train": {**BASE["train"], "epochs": 1},
+    "tuning": {"trials": 2, "parallel": 1, "startup": 2},
+}
+
+
+def begun(home: Path, /, **changes: object) -> Session:
+    """Return a search that has asked for points, and trained none."""
+    session = opened(home, SMALL, **changes)
+    session.search.advance(lambda trial: "open", True)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seeds": [0, 1]}, "seeds"),
+        ({"search": {"margin": [0.0, 0.2]}}, "space"),
+        ({"tuning": {"objectives": ["map", "bits"]}}, "objectives"),
+        ({"train": {**SMALL["train"], "epochs": 2}}, "data, recipe"),
+        ({"train": {**SMALL["train"], "gallery": {"lr_head": 1e-3}}}, "data, recipe"),
+        ({"datasets": [{"name": "digits", "protocol": {"train_per_class": 30}}]}, "data, recipe"),
+        ({"methods": [{"csch": {"assign": "A_r", "tau": 0.5}}]}, "not searched"),
+    ],
+)
+def test_what_was_told_does_not_count_for_other_measurements(tmp_path, changes, what):
+    begun(tmp_path)
+    with pytest.raises(InputError, match=f"of the name 'few.*with other .*{what}") as caught:
+        opened(tmp_path, SMALL, **changes)
+    assert caught.value.key == "tuning.storage"
+    assert "another name" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tuning": {"trials": 5, "sampler": "random", "pruner": "asha", "parallel": 2}},
+        {"methods": [{"csch": {"assign": "A_r", "gamma": 10.0}}]},  # it is searched
+        {"resources": {"device": "cpu"}, "description": "another text"},
+        {"evaluate": {"at": 10}},  # of the test queries alone
+    ],
+)
+def test_what_changes_no_measurement_may_change_under_a_search(tmp_path, changes):
+    before = [point for _, point, *_ in tried(begun(tmp_path))]
+    assert [point for _, point, *_ in tried(opened(tmp_path, SMALL, **changes))] == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "part"),
+    [
+        ({"tuning": {"sampler": "cmaes"}}, "search.margin", "moves numbers only"),
+        ({"tuning": {"sampler": "grid"}}, "search.gamma", "an end of values"),
+        (
+            {"tuning": {"per_gallery": 2}, "search": {"margin": [0.0, 0.2]}},
+            "tuning.per_gallery",
+            "changes the gallery",
+        ),
+        (
+            {"tuning": {"warm_start": {"points": [{"gamma": 1.0}]}}},
+            "tuning.warm_start.points.0",
+            "a value of each of gamma, margin",
+        ),
+        (
+            {"tuning": {"warm_start": {"studies": ["digits_tunin"]}}},
+            "tuning.warm_start.studies",
+            "did you mean 'digits_tuning'",
+        ),
+        ({"tuning": {"warm_start": {"studies": ["few"]}}}, "warm_start.studies", "study itself"),
+        (
+            {"tuning": {"warm_start": {"studies": ["quickstart"]}}},
+            "tuning.warm_start.studies",
+            "no tuning or sensitivity study",
+        ),
+        ({"tuning": {"storage": " "}}, "tuning.storage", "must be a journal file"),
+        ({"tuning": {"storage": "a\0b"}}, "tuning.storage", "must be a journal file"),
+        ({"tuning": {"storage": "~nobody-of-that-name/j"}}, "tuning.storage", "no such user"),
+        (
+            {"tuning": {"storage": "postgresql://me:hush@host/db"}},
+            "tuning.storage",
+            "set PGPASSWORD",
+        ),
+        ({"tuning": {"storage": "mysql://me:hush@host/db"}}, "tuning.storage", "default_file"),
+    ],
+)
+def test_a_tuning_that_cannot_be_is_refused_before_it_has_a_storage(tmp_path, changes, key, part):
+    with pytest.raises(InputError) as caught:
+        opened(tmp_path, SMALL, **changes)
+    assert key in caught.value.key and part in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert caught.value.where.startswith(str(tmp_path / "study.yaml:"))
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_range_that_no_design_can_cross_is_told_where_it_stands(tmp_path):
+    space = {"gamma": {"type": "log_float", "low": 0.1, "high": 10.0}}
+    with pytest.raises(InputError, match="an end of values") as caught:
+        opened(tmp_path, SENSITIVITY, search=space)
+    assert caught.value.key == "search.gamma"
+    line = (tmp_path / "study.yaml").read_text().splitlines().index("  gamma:") + 1
+    assert caught.value.where.endswith(f"study.yaml:{line}")
+
+
+def test_a_relative_storage_is_found_from_another_folder(tmp_path, monkeypatch):
+    for name, storage in (("few", "here.journal"), ("also", "sqlite:///here.db")):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "one")
+        changes = {"study": name, "tuning": {**SMALL["tuning"], "storage": storage}}
+        session = begun(tmp_path, **changes)
+        remember(session)
+        assert (tmp_path / "one" / storage.rpartition("/")[2]).exists()
+        monkeypatch.chdir(tmp_path)
+        assert tried(open_session(name, home=tmp_path, ran=True)) == tried(session) != []
+
+
+def test_a_plan_makes_no_database(tmp_path):
+    url = f"sqlite:///{tmp_path / 'search.db'}"
+    opened(tmp_path, SMALL, tuning={**SMALL["tuning"], "storage": url})
+    assert not (tmp_path / "search.db").exists()
+
+
+def test_two_searches_that_start_from_each_other_come_to_an_end(tmp_path):
+    def start(name: str, other: list[str]) -> dict:
+        return {
+            "study": name,
+            "tuning": {
+                **SMALL["tuning"],
+                "storage": f"sqlite:///{tmp_path / 'both.db'}",
+                "warm_start": {"studies": other},
+            },
+        }
+
+    remember(begun(tmp_path, **start("one", [])))
+    remember(begun(tmp_path, **start("two", ["one"])))
+    session = begun(tmp_path, **start("one", ["two"]))
+    assert len(tried(session)) == 1
+
+
+def test_a_point_that_was_stopped_is_told_as_stopped_though_others_trained_it(tmp_path):
+    """One seed: were it taken for done, it could be recommended without a test mAP."""
+    home, other = tmp_path / "one", tmp_path / "other"
+    session = ran(home, TUNING, seeds=[0])
+    stopped = [point for _, point, state, *_ in tried(session) if state == "pruned"]
+    assert stopped
+    before = report_text(session, "csv")
+    other.mkdir()
+    (other / "store").symlink_to(home / "store")
+    all_of_them = {"pruner": "none", "warm_start": {"points": stopped}, "parallel": 1}
+    whole = ran(
+        other, TUNING, seeds=[0], study="whole", tuning={**all_of_them, "trials": 1 + len(stopped)}
+    )
+    assert {state for _, _, state, *_ in tried(whole)} == {"complete"}
+    (home / "studies" / "tuned" / "search.journal").unlink()
+    again = ran(home, TUNING, seeds=[0])
+    assert report_text(again, "csv") == before
+    opened_again = open_session(str(home / "study.yaml"), home=home)
+    assert report_text(opened_again, "csv") == before
+
+
+def test_a_driver_reports_what_others_tried_too(tmp_path):
+    """Both are of this process, so that each takes the other for itself and looks at all."""
+    first = ran(tmp_path, SMALL)
+    second = opened(tmp_path, SMALL)
+    assert report_text(second, "csv") == report_text(first, "csv")
+    late = opened(tmp_path, SMALL)
+    late.planner.plan.trials.clear()
+    late.planner.plan._known.clear()
+    late.search.over = False
+    late.search.advance(lambda trial: "done", True)
+    assert late.search.over
+    numbered = {trial.id for trial in first.plan.trials if trial.number is not None}
+    assert numbered <= {trial.id for trial in late.plan.trials}
