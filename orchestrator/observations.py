@@ -51,7 +51,10 @@ class Observation:
 def observe(
     plan: Plan, cells: tuple[SearchCell, ...], store: StageStore, pruned: frozenset[str]
 ) -> list[Observation]:
-    """Return what the plan's trials have come to, in the plan's order.
+    """Return what the plan's trials have come to.
+
+    By cell and number, what was chosen last: the plan of a search that runs has its trials in the
+    order in which cells came on, which a later look does not know.
 
     Args:
         plan: of a search, with the points tried so far.
@@ -59,7 +62,8 @@ def observe(
         store: holds what is done.
         pruned: ids of the trials that were stopped early.
     """
-    return [_observe(trial, cells, store, pruned) for trial in plan.trials]
+    seen = [_observe(trial, cells, store, pruned) for trial in plan.trials]
+    return sorted(seen, key=lambda one: (one.cell.number, one.number is None, one.number or 0))
 
 
 def _observe(

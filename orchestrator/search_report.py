@@ -196,7 +196,7 @@ def _startup(points: Sequence[Tried], options: Tuning, given: int) -> frozenset[
 
 
 def search_rows(results: SearchResults) -> list[dict[str, Any]]:
-    """Return one row a trial, in the order of the plan; what a clock says is not part of it."""
+    """Return one row a trial, by cell and number; what a clock says is not part of it."""
     return [
         {
             "method": one.cell.method,

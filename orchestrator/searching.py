@@ -111,7 +111,7 @@ class Searching(ABC):
         return {}
 
     def observations(self) -> list[Observation]:
-        """Return what was measured so far, in the plan's order."""
+        """Return what was measured so far, by cell and number."""
         return observe(self.planner.plan, self.planner.cells, self.store, frozenset(self.pruned))
 
     def best_trials(self) -> list[tuple[SearchCell, Trial]]:

@@ -1,5 +1,6 @@
 """Searches on real digits, run in this process: what is tried, told, chosen and scored."""
 
+import json
 import statistics
 from pathlib import Path
 
@@ -676,3 +677,20 @@ def test_a_driver_reports_what_others_tried_too(tmp_path):
     assert late.search.over
     numbered = {trial.id for trial in first.plan.trials if trial.number is not None}
     assert numbered <= {trial.id for trial in late.plan.trials}
+
+
+def test_several_searches_of_one_study_are_reported_alike_while_and_after_they_run(tmp_path):
+    changes = {"bits": [12, 16], "tuning": {"trials": 2, "parallel": 1, "sampler": "random"}}
+    session = ran(tmp_path, SMALL, **changes)
+    cells = [trial.cell for trial in session.plan.trials]
+    assert cells != sorted(cells)  # they took turns
+    again = open_session(str(tmp_path / "study.yaml"), home=tmp_path)
+    for form in ("csv", "json", "text"):
+        assert report_text(again, form) == report_text(session, form)
+    rows = json.loads(report_text(again, "json"))
+    assert [(row["bits"], row["number"]) for row in rows if row["number"] is not None] == [
+        (12, 0),
+        (12, 1),
+        (16, 0),
+        (16, 1),
+    ]
