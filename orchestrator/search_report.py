@@ -64,6 +64,7 @@ class SearchResults:
         naive_seconds: that the same trials cost by themselves, each with stages of its own.
         warm: number of a cell -> numbers of points that were given, not proposed.
         startup: likewise of points that were drawn before the sampler's model was asked.
+        repeated: how often a point was proposed that had been before.
     """
 
     study: str
@@ -81,6 +82,7 @@ class SearchResults:
     naive_seconds: float | None = None
     warm: Mapping[int, frozenset[int]] = field(default_factory=dict)
     startup: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    repeated: int = 0
 
     def count(self, state: str) -> int:
         """Return the number of points in a state, over all cells; what was chosen is no point."""
@@ -162,7 +164,16 @@ def search_results(
             number: _startup(points, study.tuning, given.get(number, 0))
             for number, points in tried.items()
         },
+        repeated=sum(map(_repeated, tried.values())),
     )
+
+
+def _repeated(points: Sequence[Tried]) -> int:
+    """Return how many points are the same as one before."""
+    from search_spaces.designs import identity
+
+    counted = [identity(t.point) for t in points if t.state != "infeasible"]
+    return len(counted) - len(set(counted))
 
 
 def _with_reports(one: Observation, tried: Mapping[int, Sequence[Tried]]) -> Observation:
@@ -319,14 +330,21 @@ def counts_text(results: SearchResults) -> str:
     for state in ("pruned", "failed", "missing"):
         if results.count(state):
             parts.append(f"{results.count(state)} {state}")
+    if results.repeated:
+        parts.append(f"{results.repeated} proposed again")
     return ", ".join(parts)
 
 
 def time_text(results: SearchResults) -> str:
-    """Return what the work took, and would have taken without shared stages; "" if not known."""
+    """Return what the work took, and would have taken without shared stages; "" if not known.
+
+    A training that was stopped is in neither: how long it went on is not kept.
+    """
     if results.seconds is None:
         return ""
     text = f"{duration(results.seconds)} of training and evaluation"
+    if results.count("pruned"):
+        text += " (those that were stopped not counted)"
     if results.naive_seconds is not None and results.naive_seconds > results.seconds:
         text += (
             f"; the same trials as scripts of their own, which share no stage: "

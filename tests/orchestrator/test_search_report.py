@@ -13,6 +13,7 @@ from orchestrator.search_report import (
     SEARCH_FORMATS,
     WHY_BOTH,
     cell_names,
+    counts_text,
     curve_text,
     how_text,
     point_table,
@@ -355,6 +356,29 @@ def test_time_says_what_trials_by_themselves_would_have_cost_where_that_is_more(
     )
     alone = dataclasses.replace(study, naive_seconds=90.0)
     assert "scripts" not in SEARCH_FORMATS["text"](alone)
+
+
+def test_time_says_that_stopped_trainings_are_not_in_it() -> None:
+    study = dataclasses.replace(sensitivity((0,), pruned=(4,)), seconds=90.0)
+    text = SEARCH_FORMATS["text"](study)
+    assert text.endswith(
+        "1 min 30 s of training and evaluation (those that were stopped not counted)\n"
+    )
+
+
+def test_points_that_were_proposed_again_are_counted() -> None:
+    study = dataclasses.replace(sensitivity((0,)), repeated=2)
+    assert counts_text(study).endswith(" points done, 2 proposed again")
+    assert "again" not in counts_text(dataclasses.replace(study, repeated=0))
+
+
+def test_the_cut_off_stands_at_the_test_map_alone() -> None:
+    """The validation mAP ranks the whole validation gallery, whatever the protocol's cut-off."""
+    best = {"gamma": 10, "margin": 0.0, "tau": 0.25}
+    study = dataclasses.replace(sensitivity((0,), chosen=best), at={"digits": 1000})
+    text = SEARCH_FORMATS["text"](study)
+    assert "test mAP@1000" in text
+    assert "validation mAP@" not in text
 
 
 def test_cells_are_told_apart_by_what_differs_between_them() -> None:

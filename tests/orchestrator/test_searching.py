@@ -10,6 +10,8 @@ import yaml
 from orchestrator.best import best_studies, write_best
 from orchestrator.observations import VALIDATION
 from orchestrator.reports import report_text
+from orchestrator.run_commands import _as_search
+from orchestrator.search_report import search_results
 from orchestrator.session import Place, Session, open_session, remember
 from orchestrator.session import run as run_session
 from orchestrator.stages import _Runner
@@ -694,3 +696,32 @@ def test_several_searches_of_one_study_are_reported_alike_while_and_after_they_r
         (16, 0),
         (16, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more"),
+    [
+        ((), ("study=small_tuning", "kind=tuning", "search=default")),
+        (("tuning.trials=3",), ("study=small_tuning", "kind=tuning", "search=default")),
+        (("search.gamma=[1.0, 2.0]", "study=mine"), ("kind=tuning",)),
+        (("kind=sensitivity", "search.gamma=[1.0, 2.0]"), ()),
+    ],
+)
+def test_a_benchmark_is_tuned_under_a_name_of_its_own(tmp_path, monkeypatch, overrides, more):
+    monkeypatch.setenv("ASYMBENCH_HOME", str(tmp_path))
+    given = _as_search(write(tmp_path, BASE), overrides)
+    assert given == (*overrides, *more)
+    assert open_session(str(tmp_path / "study.yaml"), given, home=tmp_path).search is not None
+
+
+def test_a_search_is_tuned_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASYMBENCH_HOME", str(tmp_path))
+    assert _as_search(write(tmp_path, SMALL), ("tuning.trials=3",)) == ("tuning.trials=3",)
+
+
+def test_points_proposed_again_are_known(tmp_path):
+    """Four points of a space of two: two of them again."""
+    given = {"trials": 4, "parallel": 4, "sampler": "random"}
+    session = begun(tmp_path, search={"margin": [0.0, 0.2]}, tuning=given)
+    assert {p["margin"] for _, p, *_ in tried(session)} == {0.0, 0.2}
+    assert search_results(session).repeated == 2
