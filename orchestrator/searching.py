@@ -349,6 +349,9 @@ class SamplerSearch(Searching):
         if scouting and tried.state != "complete":
             seeds = seeds[:1]
         trials = self.planner.add(cell, tried.point, seeds, number=tried.number)
+        if tried.state == "failed" and scouting and self.store.is_done(trials[0].id):
+            # It failed under another seed: its first is no point that is done.
+            trials = self.planner.add(cell, tried.point, self.study.seeds, number=tried.number)
         if tried.state == "complete":
             self._complete(trials)
         elif tried.state == "pruned":
@@ -382,13 +385,13 @@ class SamplerSearch(Searching):
             self._prune(scout)
             self._end(point)
             return []
+        if "open" in states:
+            return []  # a failure too is told when all seeds ended, whichever of them did first
         if "failed" in states:
             failed = point.trials[states.index("failed")]
             failure = trial_failure(failed, self.store) or {"kind": "lost", "reason": "no word"}
             search.fail(number, f"{failed.label}: {failure['kind']}: {failure['reason']}")
             self._end(point)
-            return []
-        if "open" in states:
             return []
         if len(point.trials) < len(self.study.seeds):
             rest = self.planner.add(point.cell, point.point, self.study.seeds, number=number)

@@ -725,3 +725,34 @@ def test_points_proposed_again_are_known(tmp_path):
     session = begun(tmp_path, search={"margin": [0.0, 0.2]}, tuning=given)
     assert {p["margin"] for _, p, *_ in tried(session)} == {0.0, 0.2}
     assert search_results(session).repeated == 2
+
+
+@pytest.mark.parametrize("pruner", ["none", "asha"])
+def test_a_point_that_failed_under_one_seed_has_failed_when_looked_at_later_too(
+    tmp_path, monkeypatch, pruner
+):
+    real = _Runner.query
+
+    def breaks(self):
+        if self.setup["seed"] == 1 and self.setup["params"]["gamma"] == 10.0:
+            raise RuntimeError("no luck")
+        return real(self)
+
+    monkeypatch.setattr(_Runner, "query", breaks)
+    session = ran(
+        tmp_path,
+        SMALL,
+        seeds=[0, 1, 2],
+        search={"gamma": [10.0, 100.0]},
+        tuning={"trials": 2, "parallel": 2, "sampler": "grid", "pruner": pruner},
+    )
+    assert {state for *_, state, _, _, _ in tried(session)} == {"complete", "failed"}
+    again = open_session(str(tmp_path / "study.yaml"), home=tmp_path)
+    assert report_text(again, "csv") == report_text(session, "csv")
+    rows = json.loads(report_text(again, "json"))
+    states = {row["seed"]: row["state"] for row in rows if row["values"]["gamma"] == 10.0}
+    assert states == {0: "done", 1: "failed", 2: "done"}
+    (point,) = [
+        p for f in search_results(again).findings for p in f.points if p.values == {"gamma": 10.0}
+    ]
+    assert point.state == "failed"
