@@ -47,6 +47,7 @@ def study(tmp_path, scores):
                 dataset="d",
                 pair="p",
                 at="all",
+                scored=True,
             )
         )
         if values is not None:
