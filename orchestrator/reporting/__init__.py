@@ -1,1 +1,1 @@
-"""What a finished study looks like: tables in the formats people send, and one page with it all."""
+"""What a finished study looks like: tables to send, and one page with it all."""

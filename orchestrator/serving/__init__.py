@@ -1,1 +1,1 @@
-"""What a trained trial is good for: encoding images, searching a gallery, export, a demonstration."""
+"""What a trained trial is good for: encode, search, export, show."""
