@@ -10,7 +10,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.reporting.published import Published
+from orchestrator.plan import Plan
+from orchestrator.reporting.differences import p_values
+from orchestrator.reporting.published import (
+    Published,
+    conditions_of,
+    find_published,
+    published_score,
+)
 from orchestrator.reporting.results import StudyResults, TrialResult
 from orchestrator.reporting.scores import further_scores, title_of
 
@@ -143,7 +150,9 @@ _Group = dict[str, dict[Column, list[TrialResult]]]
 """Method -> column -> its trials."""
 
 
-def leaderboards(results: StudyResults, *, tests: bool = True) -> tuple[Leaderboard, ...]:
+def leaderboards(
+    results: StudyResults, *, tests: bool = True, apart: bool = False
+) -> tuple[Leaderboard, ...]:
     """Return the tables of a study: one for each score and pair, mAP's first.
 
     Trials whose test queries are not scored (the points of a search) are in none of them.
@@ -151,24 +160,30 @@ def leaderboards(results: StudyResults, *, tests: bool = True) -> tuple[Leaderbo
     Args:
         results: of the study.
         tests: whether to test differences from the best, which reads the scores of each query.
+        apart: whether each dataset has a table of its own.
 
     Raises:
         StoreCorrupt: a file of the store is damaged.
     """
     plan = results.plan
     trials = [one for one in results.trials if one.trial.scored]
+    scores = ("map", *further_scores(plan))
+    beside = published_score()
     boards = []
-    for score in ("map", *further_scores(plan)):
-        groups: dict[tuple[str, str], _Group] = {}
+    for score in scores:
+        groups: dict[tuple[str, ...], _Group] = {}
         for one in trials:
             called = title_of(plan, score, one.trial.dataset)
             if called is None:
                 continue
-            lines = groups.setdefault((one.trial.pair, called), {})
-            lines.setdefault(method_of(one), {}).setdefault(column_of(one), []).append(one)
+            column = column_of(one)
+            place = (column.dataset, column.protocol, column.at) if apart else ()
+            lines = groups.setdefault((one.trial.pair, called, *place), {})
+            lines.setdefault(method_of(one), {}).setdefault(column, []).append(one)
+        own = score == (beside if beside in scores else "map")
         boards += [
-            _board(pair, score, called, lines, tests=tests and score == "map")
-            for (pair, called), lines in groups.items()
+            _board(plan, pair, score, called, lines, tests=tests and score == "map", printed=own)
+            for (pair, called, *_), lines in groups.items()
         ]
     return tuple(boards)
 
@@ -184,20 +199,35 @@ def column_of(one: TrialResult) -> Column:
     return Column(trial.dataset, trial.protocol, str(trial.at), trial.bits)
 
 
-def _board(pair: str, score: str, called: str, lines: _Group, *, tests: bool) -> Leaderboard:
+def _board(
+    plan: Plan,
+    pair: str,
+    score: str,
+    called: str,
+    lines: _Group,
+    *,
+    tests: bool,
+    printed: bool,
+) -> Leaderboard:
+    """Return one table; ``printed``: with published numbers beside its own."""
     columns = _ordered({column for cells in lines.values() for column in cells}, lines)
-    by_column = {
-        column: _cells({name: cells.get(column, []) for name, cells in lines.items()}, score)
-        for column in columns
-    }
-    every = [one for cells in lines.values() for trials in cells.values() for one in trials]
+    by_column: dict[Column, dict[str, Cell | None]] = {}
+    for column in columns:
+        trials = {name: here[column] for name, here in lines.items() if column in here}
+        cells = _cells(trials, score)
+        if tests:
+            cells = _tested(cells, trials)
+        if printed:
+            cells = _beside(plan, cells, trials, score)
+        by_column[column] = cells
+    every = [one for here in lines.values() for trials in here.values() for one in trials]
     return Leaderboard(
         pair=pair,
         score=score,
         called=called,
         columns=tuple(columns),
         lines=tuple(
-            Line(name, tuple(by_column[column][name] for column in columns)) for name in lines
+            Line(name, tuple(by_column[column].get(name) for column in columns)) for name in lines
         ),
         seeds=len({one.trial.seed for one in every}),
     )
@@ -219,6 +249,36 @@ def _cells(trials: Mapping[str, Sequence[TrialResult]], score: str) -> dict[str,
         name: None if cell is None else replace(cell, best=f"{cell.mean:.4f}" == best)
         for name, cell in plain.items()
     }
+
+
+def _tested(
+    cells: Mapping[str, Cell | None], trials: Mapping[str, Sequence[TrialResult]]
+) -> dict[str, Cell | None]:
+    """Return cells with the p-values of their differences from the best."""
+    means = {name: cell.mean for name, cell in cells.items() if cell is not None}
+    if len(means) < 2:
+        return dict(cells)
+    best = max(means, key=lambda name: means[name])
+    found = p_values({name: trials[name] for name in means}, best)
+    return {
+        name: cell if cell is None else replace(cell, p_value=found.get(name))
+        for name, cell in cells.items()
+    }
+
+
+def _beside(
+    plan: Plan,
+    cells: Mapping[str, Cell | None],
+    trials: Mapping[str, Sequence[TrialResult]],
+    score: str,
+) -> dict[str, Cell | None]:
+    """Return cells with what papers printed for them."""
+    found: dict[str, Cell | None] = {}
+    for name, cell in cells.items():
+        own = None if cell is None else conditions_of(plan, trials[name][0].trial)
+        known = None if own is None else find_published(own, score)
+        found[name] = cell if cell is None or known is None else replace(cell, published=known)
+    return found
 
 
 def _mean(trials: Sequence[TrialResult], score: str) -> Cell | None:

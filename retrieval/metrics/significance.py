@@ -184,6 +184,44 @@ def compare(
     )
 
 
+def sign_flip_p_value(
+    a: Floats, b: Floats, *, draws: int = 10_000, seed: int = 0, enough: float = 0.0
+) -> float:
+    """Return the p-value of `compare` alone, or a bound of it where that decides already.
+
+    Of all assignments of signs the part whose sum is as far from 0 as the sum S that was found is
+    at most ``2 exp(-S^2 / (2 sum d^2))`` (Hoeffding, "Probability inequalities for sums of bounded
+    random variables", JASA 58, 1963). Where this bound is at most ``enough`` nothing is drawn.
+
+    Args:
+        a: (Q,) scores in [0, 1].
+        b: (Q,) scores of the same queries in the same order.
+        draws: random assignments of signs.
+        seed: of the draws.
+        enough: a p-value of which no digit is of interest.
+
+    Raises:
+        InputError: as `compare`.
+    """
+    first, second = _checked(a, "a"), _checked(b, "b")
+    if len(first) != len(second):
+        raise InputError(
+            f"a has {len(first)} queries, b has {len(second)}: both must score the same queries",
+            key="b",
+        )
+    whole, scale = _whole(first)
+    difference = np.sort(whole - _whole(second)[0])
+    if len(difference) <= EXACT_QUERIES:
+        return _all_signs(difference)
+    values = difference / scale
+    squares = float(values @ values)
+    if squares > 0.0:
+        bound = 2.0 * math.exp(-(float(values.sum()) ** 2) / (2.0 * squares))
+        if bound <= enough:
+            return bound
+    return _random_signs(difference, draws, seed)
+
+
 def holm(p_values: Sequence[float], *, of: int | None = None) -> list[float]:
     """Return the p-values of several comparisons, adjusted together.
 
