@@ -10,6 +10,9 @@ from typing import Any, Literal, TypeAlias
 from orchestrator.plan import Plan, Trial
 from orchestrator.store import Manifest, StageStore, read_json
 
+VALIDATION = "validation/map"
+"""Name of the validation mAP among the numbers of an epoch."""
+
 Status: TypeAlias = Literal["done", "failed", "missing", "pruned"]
 
 
@@ -36,6 +39,36 @@ class TrialResult:
         """Scores of the test queries by name ("map", ...); empty where it is not done."""
         metrics = self.manifests.get("metrics")
         return metrics.result if metrics is not None else {}
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed, in one line; None where it did not."""
+        return (
+            None if self.failure is None else f"{self.failure['kind']}: {self.failure['reason']}"
+        )
+
+    @property
+    def validation(self) -> float | None:
+        """Validation mAP after the last epoch; None where it was not measured."""
+        trained = self.manifests.get("joint") or self.manifests.get("query")
+        final = {} if trained is None else trained.result.get("final", {})
+        return float(final[VALIDATION]) if VALIDATION in final else None
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Kind of stage -> seconds that it took, shared stages in full."""
+        return {
+            kind: float(manifest.cost["seconds"])
+            for kind, manifest in self.manifests.items()
+            if "seconds" in manifest.cost
+        }
+
+    def size(self, side: Literal["query", "gallery"], name: str) -> int | None:
+        """Return the "parameters" or "flops" of a side's network; None where it is not trained."""
+        joint = self.manifests.get("joint")
+        manifest = joint or self.manifests.get(side)
+        prefix = "gallery_" if joint is not None and side == "gallery" else ""
+        return None if manifest is None else manifest.result.get(f"{prefix}{name}")
 
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
