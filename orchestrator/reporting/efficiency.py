@@ -82,9 +82,9 @@ def efficiency_points(
     for board in boards:
         for line in board.lines if board.score == "map" else ():
             for column, cell in zip(board.columns, line.cells, strict=True):
-                one = trials.get((board.pair, line.method, column))
-                if cell is not None and one is not None:
-                    points.append(_point(results, one, column, line.method, cell.mean, measured))
+                own = trials.get((board.pair, line.method, column))
+                if cell is not None and own is not None:
+                    points.append(_point(results, own, column, line.method, cell.mean, measured))
     return tuple(points)
 
 

@@ -106,11 +106,13 @@ class StudyResults:
         plan: the study's plan.
         kind: "benchmark", "sensitivity" or "tuning".
         trials: in the plan's order.
+        store: the truth.
     """
 
     plan: Plan
     kind: str
     trials: tuple[TrialResult, ...]
+    store: StageStore = field(repr=False)
 
 
 def gather(
@@ -150,4 +152,4 @@ def gather(
             why = next((told for i in missing if (told := failure(i)) is not None), None)
             status = "failed" if why is not None else "missing"
         found.append(TrialResult(trial, status, why, here, store))
-    return StudyResults(plan, kind, tuple(found))
+    return StudyResults(plan, kind, tuple(found), store)
