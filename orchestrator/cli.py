@@ -15,6 +15,7 @@ from orchestrator import (
     data_commands,
     doctor_commands,
     efficiency_commands,
+    export_commands,
     measure_commands,
     plan_commands,
     run_commands,
@@ -169,6 +170,7 @@ cli.add_command(watch_commands.logs)
 cli.add_command(measure_commands.evaluate)
 cli.add_command(measure_commands.compare)
 cli.add_command(efficiency_commands.efficiency)
+cli.add_command(export_commands.export)
 cli.add_command(data_commands.prepare)
 cli.add_command(data_commands.describe)
 cli.add_command(cluster_commands.cluster)
