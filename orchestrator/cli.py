@@ -20,6 +20,7 @@ from orchestrator import (
     plan_commands,
     run_commands,
     sync_commands,
+    use_commands,
     watch_commands,
 )
 from orchestrator.command_line import (
@@ -176,6 +177,9 @@ cli.add_command(data_commands.describe)
 cli.add_command(cluster_commands.cluster)
 cli.add_command(sync_commands.sync)
 cli.add_command(doctor_commands.doctor)
+cli.add_command(use_commands.encode)
+cli.add_command(use_commands.index)
+cli.add_command(use_commands.search)
 
 
 def main() -> None:

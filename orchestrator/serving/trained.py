@@ -240,7 +240,9 @@ class TrainedSide:
         network.load_state_dict(load_file(self.weights))
         return network.to(self.of.device).eval().requires_grad_(False)
 
-    def squares(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def squares(
+        self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
         """Return images as the dataset would store them.
 
         Args:
@@ -258,7 +260,7 @@ class TrainedSide:
 
     def embed(
         self,
-        images: Sequence[NDArray[np.uint8]] | ImageStore,
+        images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | ImageStore,
         rows: NDArray[np.int64] | None = None,
         *,
         batch_size: int = BATCH_SIZE,
@@ -291,7 +293,7 @@ class TrainedSide:
 
     def encode(
         self,
-        images: Sequence[NDArray[np.uint8]] | ImageStore,
+        images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | ImageStore,
         rows: NDArray[np.int64] | None = None,
         *,
         batch_size: int = BATCH_SIZE,
