@@ -107,6 +107,7 @@ class Manifest:
         files: name -> {"sha256", "bytes"} of every file in the folder.
         result: numbers that the identity determines; equal on every machine of one kind.
         cost: seconds, images/s, peak memory, device: what it took here.
+        finished: when, as ``2026-01-31T23:59:59Z``.
     """
 
     id: str
@@ -115,6 +116,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     result: dict[str, Any]
     cost: dict[str, Any] = field(default_factory=dict)
+    finished: str = field(default="", compare=False)
 
 
 class StageStore:
@@ -450,9 +452,9 @@ class StageStore:
             files=_seal(work),
             result=dict(result),
             cost=dict(cost),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
-        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        content = {"format": FORMAT, "finished": finished, **vars(manifest)}
+        content = {"format": FORMAT, **vars(manifest)}
         content = json.loads(canonical(content))  # as it is read back: keys are text then
         try:
             write_json(work / "manifest.json", {**content, "checksum": digest(content)})

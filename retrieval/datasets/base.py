@@ -474,6 +474,13 @@ class Dataset(ABC):
         """
         return None
 
+    @property
+    def image_folder(self) -> Path:
+        """Where the decoded images of this home lie, or will."""
+        size = self.image_options().get("store_size", DEFAULT_STORE_SIZE)
+        layout = f"{self.name}.{self.version}-{size}"
+        return self.home / "images" / f"{self.index().fingerprint[:16]}-{layout}"
+
     def images(self, *, progress: Callable[[int, int], None] | None = None) -> ImageStore:
         """Open the decoded images, building their store at the first call on this home.
 
@@ -485,9 +492,8 @@ class Dataset(ABC):
         """
         index = self.index()
         size = self.image_options().get("store_size", DEFAULT_STORE_SIZE)
-        layout = f"{self.name}.{self.version}-{size}"
         return open_images(
-            self.home / "images" / f"{index.fingerprint[:16]}-{layout}",
+            self.image_folder,
             self.open_decoder,
             keys=index.keys,
             labels=index.labels,
