@@ -273,11 +273,13 @@ def _is_rate(value: Any) -> TypeGuard[float]:
 def _insert(
     samples: dict[str, dict[str, list[Sample]]], key: str, device: str, sample: Sample
 ) -> None:
-    """Add a measurement; the oldest are forgotten."""
-    kept = samples.setdefault(key, {}).setdefault(device, [])
-    kept.append(sample)
-    kept.sort(key=lambda one: one.time)
-    del kept[:-_KEPT]
+    """Add a measurement; the oldest are forgotten.
+
+    What another thread may be reading is replaced, never changed: a list is empty while it sorts.
+    """
+    known = samples.get(key, {})
+    kept = sorted([*known.get(device, ()), sample], key=lambda one: one.time)
+    samples[key] = {**known, device: kept[-_KEPT:]}
 
 
 def _read(path: Path) -> dict[str, dict[str, list[Sample]]]:

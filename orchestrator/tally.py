@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from orchestrator.board import needed_stages
 from orchestrator.estimates import Estimator, rate_key
@@ -14,6 +16,20 @@ from orchestrator.plan import Plan, Stage, Trial
 STATES = ("done", "running", "waiting", "failed", "pruned")
 
 _OWN_KINDS = frozenset({"query", "joint", "metrics"})
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _alone(method: Callable[Concatenate[Tally, _P], _R]) -> Callable[Concatenate[Tally, _P], _R]:
+    """Have one thread at a time in the tally: events come to one, another draws what they made."""
+
+    @wraps(method)
+    def locked(self: Tally, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 def is_own(plan: Plan, stage: Stage) -> bool:
@@ -135,6 +151,7 @@ class Tally:
         self._left: set[str] = set()
         self._key: dict[str, Hashable] = {}
         self._alike: dict[Hashable, _Alike] = {}
+        self._lock = threading.RLock()
         self._take_on(needed_stages(plan, self.done, self.pruned | self.lost))
 
     def _take_on(self, needed: set[str]) -> None:
@@ -161,6 +178,7 @@ class Tally:
 
     # ---- events --------------------------------------------------------------------------
 
+    @_alone
     def grew(self, trials: Sequence[Trial], done: Collection[str]) -> None:
         """Count trials that a search takes on; one that it stopped before waits again.
 
@@ -177,6 +195,7 @@ class Tally:
         wanted = {i for trial in trials for i in trial.stages.values()}
         self._take_on(wanted - self.done - self.failed)
 
+    @_alone
     def prune(self, stage: Stage) -> None:
         """Note that a search stopped the stage, in which its trial ends."""
         self._stop(stage)
@@ -185,6 +204,7 @@ class Tally:
         if stage.id in self._at:
             self._settle(self._at[stage.id])
 
+    @_alone
     def started(self, stage: Stage) -> Running:
         """Note that a worker took the stage; return its record."""
         running = self.running.get(stage.id)
@@ -195,17 +215,20 @@ class Tally:
             self._own(stage, +1)
         return running
 
+    @_alone
     def progressed(self, stage: Stage, note: dict[str, Any]) -> Running:
         """Note what the stage reported; return its record."""
         running = self.started(stage)
         running.hear(note, self.clock())
         return running
 
+    @_alone
     def retried(self, stage: Stage, failure: dict[str, Any], delay: float) -> None:
         """Note that the stage failed, and may start again in ``delay`` seconds."""
         self._stop(stage)
         self.retries[stage.id] = Retry(stage, self.clock() + delay, failure)
 
+    @_alone
     def finished(self, stage: Stage) -> None:
         """Note that the stage is in the store."""
         self._stop(stage)
@@ -215,6 +238,7 @@ class Tally:
         if stage.id in self._at:
             self._settle(self._at[stage.id])
 
+    @_alone
     def fail(self, stage: Stage) -> None:
         """Note that the stage failed for good: its trials did, and nothing behind it can run."""
         self._stop(stage)
@@ -266,6 +290,7 @@ class Tally:
 
     # ---- what it comes to ----------------------------------------------------------------
 
+    @_alone
     def counts(self) -> dict[str, int]:
         """Return the trials done, running, waiting and failed; and pruned, if any was."""
         return {state: n for state, n in self._counts.items() if n or state != "pruned"}
@@ -274,6 +299,7 @@ class Tally:
         """Return the seconds that a running stage still takes."""
         return running.seconds_left(self.estimator.seconds(running.stage), self.clock())
 
+    @_alone
     def seconds_left(self) -> float:
         """Return the estimated seconds until the last stage is done.
 

@@ -85,6 +85,19 @@ def test_the_median_counts_so_that_one_slow_stage_does_not():
     assert estimator.seconds(stage()) == pytest.approx(10.5)
 
 
+def test_what_another_thread_may_be_reading_is_replaced_and_not_changed():
+    estimator = Estimator()
+    estimator.learn(stage(), measured(60.0))
+    (known,) = estimator.samples.values()
+    (kept,) = known.values()
+    estimator.learn(stage(), measured(30.0))
+    estimator.learn(stage(), replace(measured(20.0), cost={"seconds": 20.0, "device": "A100"}))
+    assert [sample.rate for sample in kept] == [0.6]
+    assert len(known) == 1
+    (now,) = estimator.samples.values()
+    assert [len(samples) for samples in now.values()] == [2, 1]
+
+
 def test_the_last_nine_measurements_count():
     estimator = Estimator()
     for seconds in [1.0] * 20 + [5.0] * 9:

@@ -1,6 +1,9 @@
 """Counts kept event by event, against a recount of everything."""
 
 import random
+import sys
+import threading
+from dataclasses import replace
 
 import pytest
 
@@ -227,3 +230,38 @@ def test_a_retried_stage_waits_and_then_runs_again():
     tally.started(query)
     assert tally.counts()["running"] == 1
     assert not tally.retries
+
+
+def test_one_thread_counts_while_events_come_to_another():
+    plan, more = synthetic_plan(4), synthetic_plan(2000)
+    estimator = Estimator()
+    tally = Tally(plan, set(), estimator)
+    failures = []
+    ended = threading.Event()
+
+    def draw():
+        try:
+            while not ended.is_set():
+                tally.seconds_left()
+                tally.counts()
+        except Exception as error:
+            failures.append(error)
+
+    drawing = threading.Thread(target=draw)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        drawing.start()
+        for number, trial in enumerate(more.trials):
+            for stage_id in trial.stages.values():
+                stage = replace(more.stages[stage_id], images=(number, 0))  # a likeness of its own
+                plan.stages.setdefault(stage_id, stage)
+            plan.add(trial)
+            tally.grew([trial], ())
+            if failures:
+                break
+    finally:
+        ended.set()
+        drawing.join()
+        sys.setswitchinterval(before)
+    assert failures == []
