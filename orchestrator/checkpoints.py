@@ -168,6 +168,25 @@ class Checkpoints:
         return sorted(self.folder.glob("checkpoint-*.safetensors"))
 
 
+def epochs_so_far(folder: Path) -> list[dict[str, Any]]:
+    """Return the epochs of a training in work, as its newest checkpoint keeps them.
+
+    For people who look: only the header is read, and a damaged one counts as none.
+
+    Args:
+        folder: the work folder.
+    """
+    for path in sorted(folder.glob("checkpoint-*.safetensors"), reverse=True):
+        try:
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(min(length, path.stat().st_size)))
+            return list(json.loads(header["__metadata__"]["head"])["notes"]["history"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
+
+
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file; a disk that cannot read it back has damaged it."""
     try:

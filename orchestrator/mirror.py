@@ -8,25 +8,52 @@ draws and sends what is finished.
 
 from __future__ import annotations
 
+import io
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from orchestrator.checkpoints import epochs_so_far
 from orchestrator.errors import StoreCorrupt
 from orchestrator.listener import Listener
-from orchestrator.observations import VALIDATION
+from orchestrator.mirror_numbers import (
+    evaluation,
+    flat,
+    latencies,
+    read_efficiency,
+    side_setup,
+    stage_metrics,
+    trial_metrics,
+)
+from orchestrator.mirror_texts import model_card, run_name, study_note, trial_note
+from orchestrator.mirror_versions import versions
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.redaction import redact
-from orchestrator.store import StageStore, digest, read_json
-from orchestrator.tracking import NoTracker, RunRecord, Tracker, mirror_digest
+from orchestrator.store import StageStore, digest
+from orchestrator.study import Study
+from orchestrator.tracking import NoTracker, Tracker
+from orchestrator.tracking_records import (
+    DataInput,
+    Link,
+    ModelRecord,
+    Note,
+    RunRecord,
+    StudyRecord,
+    mirror_digest,
+)
 from retrieval.atomic import write_atomic
+from retrieval.datasets.base import Dataset
+
+__all__ = ["STAGES_EXPERIMENT", "Mirror", "trial_metrics"]
 
 STAGES_EXPERIMENT = "asymbench-stages"
 
@@ -38,6 +65,9 @@ _TRAINED = ("query", "joint")
 
 _OF_THE_MOMENT = ("images_per_second",)
 """Numbers that differ when an epoch is repeated; what they came to is in the final metrics."""
+
+_PRUNED = {"pruned": "true"}
+"""Tags of a trial that its search stopped."""
 
 _AT_ONCE = 200
 """Runs handed to the tracker before it is waited for."""
@@ -65,22 +95,33 @@ class Mirror(Listener):
         tracker: where to.
         home: ASYMBENCH_HOME; pictures and resolved trials are kept there until they are sent.
         kind: of the study, a tag.
+        study: as given; says how to make a trial again.
     """
 
     def __init__(
-        self, plan: Plan, store: StageStore, tracker: Tracker, home: Path, kind: str
+        self,
+        plan: Plan,
+        store: StageStore,
+        tracker: Tracker,
+        home: Path,
+        kind: str,
+        study: Study | None = None,
     ) -> None:
         self.plan = plan
         self.store = store
         self.tracker = tracker
+        self.home = home
         self.folder = home / "studies" / plan.study / "trials"
         self.kind = kind
+        self.study = study
         self.version = version("asymbench")
         self._off = isinstance(tracker, NoTracker)
         self._open: set[str] = set()
         self._behind = _one_thread()
         self._trials: dict[str, Trial] = {}  # by their last stage
         self._trials_of: dict[str, list[Trial]] = {}
+        self._stages_sent: set[str] = set()
+        self._inputs: dict[str, tuple[DataInput, ...]] = {}  # by dataset
         self.plan_grew(plan.trials)
 
     # ---- a listener of the schedule ------------------------------------------------------
@@ -97,7 +138,7 @@ class Mirror(Listener):
         """End the run of the stage's trial as stopped by its search."""
         for key, record in self._runs(stage):
             self._open_once(key, record)
-            self.tracker.finish(key, "KILLED", {}, {"pruned": "true"}, [])
+            self.tracker.finish(key, "KILLED", {}, _PRUNED, [])
             self._open.discard(key)
 
     def stage_started(self, stage: Stage) -> None:
@@ -149,10 +190,15 @@ class Mirror(Listener):
 
     # ---- the whole mirror ----------------------------------------------------------------
 
-    def complete(self, patience: float = 120.0) -> None:
+    def complete(
+        self, patience: float = 120.0, *, pruned: Collection[str] = (), table: str = ""
+    ) -> None:
         """Send whatever is in the store and not in the mirror.
 
         Args:
+            pruned: ids of the trials that a search stopped early; their runs have what the store
+                keeps of a training in work.
+            table: the study's, in Markdown; its experiment shows it.
             patience: seconds that a slow tracker gets for each few hundred runs; what it has not
                 taken by then is handed over all the same, and sent as far as `close` allows.
         """
@@ -160,14 +206,17 @@ class Mirror(Listener):
             return
         self._behind.shutdown(wait=True)  # what could not be sent there is tried again below
         self._behind = _one_thread()
+        self._stages_sent.clear()
         shared = [stage for stage in self.plan.stages.values() if stage.kind in _SHARED]
+        stopped = frozenset(pruned)
         missing = [
             *(partial(self._finish_stage, s) for s in shared if self.store.is_done(s.id)),
             *(
                 partial(self._finish_trial, t)
                 for t in self.plan.trials
-                if self.store.is_done(t.id)
+                if self.store.is_done(t.id) and t.id not in stopped
             ),
+            *(partial(self._finish_pruned, t) for t in self.plan.trials if t.id in stopped),
         ]
         answers = True
         for start in range(0, len(missing), _AT_ONCE):
@@ -175,11 +224,39 @@ class Mirror(Listener):
                 finish()
             # Not all at once into memory; a tracker that is away is waited for once.
             answers = answers and self.tracker.flush(patience)
+        self.describe(table)
+
+    def describe(self, table: str) -> None:
+        """Have the study's experiment show the study as it is: table, views, current runs."""
+        if self._off:
+            return
+        self.tracker.study(
+            StudyRecord(
+                experiment=self.plan.study,
+                note=study_note(self.plan.study, table),
+                tags={
+                    "mlflow.experimentKind": "custom_model_development",
+                    "study_kind": self.kind,
+                },
+                current=frozenset({*(t.id for t in self.plan.trials), self._search_key}),
+                versions=versions(self.plan, self.store),
+            )
+        )
+
+    def forget(self) -> None:
+        """Have the runs of the study and of its stages deleted, to be made anew."""
+        shared = [stage.id for stage in self.plan.stages.values() if stage.kind in _SHARED]
+        self.tracker.forget(self.plan.study)
+        self.tracker.forget(STAGES_EXPERIMENT, shared)
+
+    @property
+    def _search_key(self) -> str:
+        return digest({"search": self.plan.study})
 
     def send_search(self, drawn: Sequence[Path]) -> None:
         """Send what a search came to: its pictures and page, in a run of the study's own."""
         record = RunRecord(
-            key=digest({"search": self.plan.study}),
+            key=self._search_key,
             experiment=self.plan.study,
             name=f"search · {self.plan.study}",
             params={},
@@ -202,17 +279,23 @@ class Mirror(Listener):
                 self.stage_failed(stage, failure)
 
     def _finish_stage(self, stage: Stage) -> None:
+        if stage.id in self._stages_sent:
+            return
         manifest = self.store.manifest(stage.id)
-        metrics = _numbers({**manifest.result, **manifest.cost})
-        tags = {"stage_kind": stage.kind, "device": str(manifest.cost.get("device", ""))}
+        metrics = stage_metrics(manifest.result, manifest.cost)
+        tags = {"stage_kind": stage.kind, **_machine(manifest.cost)}
         names = ("weights.safetensors", "centers.npy", "gallery_codes.npy", "history.json")
         stored = [(stage.id, name, "") for name in names if name in manifest.files]
         self._finish(self._stage_record(stage), metrics, tags, [], stored, [stage.id])
+        self._stages_sent.add(stage.id)
 
     def _finish_trial(self, trial: Trial) -> None:
+        for stage_id in trial.stages.values():  # the trial's description links to their runs
+            if self.plan.stages[stage_id].kind in _SHARED and self.store.is_done(stage_id):
+                self._finish_stage(self.plan.stages[stage_id])
         metrics = trial_metrics(trial, self.store)
+        metrics |= latencies(self.plan, trial, self._efficiency)
         trained = self.store.manifest(trial.trained)
-        tags = {"device": str(trained.cost.get("device", ""))}
         gallery = trial.stages.get("joint") or trial.stages["gallery"]
         stored = [
             (trial.id, "evaluation.json", "curves"),
@@ -222,8 +305,44 @@ class Mirror(Listener):
         ]
         if not trial.scored:  # a search has hundreds of them, and their files are in the store
             stored = []
-        drawn = self._drawn(trial)
-        self._finish(self._trial_record(trial), metrics, tags, drawn, stored, [trained.id])
+        self._finish(
+            self._trial_record(trial),
+            metrics,
+            _machine(trained.cost),
+            self._drawn(trial),
+            stored,
+            [trained.id],
+            note=Note(
+                trial_note(trial, self.plan.study, metrics, self.study, self.plan),
+                self._links(trial),
+            ),
+            model=self._model(trial, metrics) if trial.scored else None,
+        )
+
+    def _finish_pruned(self, trial: Trial) -> None:
+        """End a trial that its search stopped, with the epochs that its checkpoint keeps."""
+        record = self._trial_record(trial)
+        mark = mirror_digest(record.experiment, "KILLED", {}, _PRUNED, [])
+        if self.tracker.is_mirrored(record.key, mark):
+            return
+        epochs = epochs_so_far(self.store.work_folder(trial.trained))
+        self._open_once(record.key, lambda: record)
+        for entry in epochs:
+            values = {name: value for name, value in entry.items() if name != "epoch"}
+            self.tracker.metrics(record.key, int(entry["epoch"]), values)
+        self.tracker.finish(record.key, "KILLED", {}, _PRUNED, [])
+        self._open.discard(record.key)
+
+    def _links(self, trial: Trial) -> tuple[Link, ...]:
+        shared = [(kind, stage) for kind, stage in trial.stages.items() if kind in _SHARED]
+        return tuple(
+            Link(kind, self.plan.stages[stage].label, STAGES_EXPERIMENT, stage)
+            for kind, stage in shared
+        )
+
+    @cached_property
+    def _efficiency(self) -> list[dict[str, Any]]:
+        return read_efficiency(self.home)
 
     def _finish(
         self,
@@ -233,11 +352,16 @@ class Mirror(Listener):
         drawn: list[tuple[Path, str]],
         stored: list[tuple[str, str, str]],
         histories: list[str],
+        *,
+        note: Note | None = None,
+        model: ModelRecord | None = None,
     ) -> None:
         """End a run with its files: made here, and (stage, name, subfolder) of the store."""
         inside = [(self.store.folder(stage) / name, below) for stage, name, below in stored]
         paths = [(str(path), subfolder) for path, subfolder in [*drawn, *inside]]
-        mark = mirror_digest(record.experiment, "FINISHED", metrics, tags, paths)
+        mark = mirror_digest(
+            record.experiment, "FINISHED", metrics, tags, paths, note=note, model=model
+        )
         if self.tracker.is_mirrored(record.key, mark):
             return
         try:
@@ -255,7 +379,9 @@ class Mirror(Listener):
             for stage_id in histories
             if "history.json" in self.store.manifest(stage_id).files
         ]
-        self.tracker.finish(record.key, "FINISHED", metrics, tags, paths, epochs)
+        self.tracker.finish(
+            record.key, "FINISHED", metrics, tags, paths, epochs, note=note, model=model
+        )
         self._open.discard(record.key)
 
     # ---- records -------------------------------------------------------------------------
@@ -288,7 +414,7 @@ class Mirror(Listener):
             key=stage.id,
             experiment=STAGES_EXPERIMENT,
             name=stage.label,
-            params=_flat(identity),
+            params=flat(identity),
             tags={
                 "stage_id": stage.id,
                 "stage_kind": stage.kind,
@@ -303,7 +429,8 @@ class Mirror(Listener):
         return RunRecord(
             key=trial.id,
             experiment=self.plan.study,
-            name=trial.label,
+            name=run_name(trial),
+            inputs=self._data(trial.dataset),
             params={
                 "dataset": trial.dataset,
                 "protocol": trial.protocol,
@@ -314,8 +441,8 @@ class Mirror(Listener):
                 "bits": trial.bits,
                 "seed": trial.seed,
                 "at": trial.at,
-                **_flat(trial.params),
-                **_flat({"train": recipe}),
+                **flat(trial.params),
+                **flat({"train": recipe}),
             },
             tags={
                 "trial_id": trial.id,
@@ -325,6 +452,44 @@ class Mirror(Listener):
                 **_search_tags(trial),
                 **{f"stage.{kind}": stage_id for kind, stage_id in trial.stages.items()},
             },
+        )
+
+    def _data(self, label: str) -> tuple[DataInput, ...]:
+        """Return the parts of a dataset that a trial reads, by their digests."""
+        if label not in self._inputs:
+            found = [dataset for dataset in self.plan.datasets if dataset.label == label]
+            self._inputs[label] = tuple(
+                part for dataset in found for part in _parts(dataset.identity(), dataset)
+            )
+        return self._inputs[label]
+
+    def _model(self, trial: Trial, metrics: dict[str, float]) -> ModelRecord:
+        """Return a trial's query network as a model, its card and example made if need be."""
+        side = side_setup(self.plan, trial, "query")
+        size, folder = int(side["size"]), self.folder / trial.id
+        folder.mkdir(parents=True, exist_ok=True)
+        card = model_card(trial, self.plan.study, side, metrics).encode()
+        if not (folder / "README.md").exists() or (folder / "README.md").read_bytes() != card:
+            write_atomic(folder / "README.md", card)
+        return ModelRecord(
+            name=run_name(trial),
+            kind="query network",
+            weights="weights/weights.safetensors",
+            inputs=(_tensor("views", 3, size, size),),
+            outputs=(_tensor("codes", trial.bits),),
+            params={
+                "method": trial.method,
+                "dataset": trial.dataset,
+                "pair": trial.pair,
+                "backbone": side["backbone"],
+                "head": side["head"],
+                "size": size,
+                "bits": trial.bits,
+                "seed": trial.seed,
+                **flat(trial.params),
+            },
+            tags={"trial_id": trial.id, "study": self.plan.study, "format": "safetensors"},
+            files=(folder / "README.md", _example(self.folder.parent, size)),
         )
 
     def _drawn(self, trial: Trial) -> list[tuple[Path, str]]:
@@ -346,7 +511,7 @@ class Mirror(Listener):
             write_atomic(folder / "trial.yaml", text.encode())
         if not trial.scored:
             return [(folder / "trial.yaml", "")]
-        curves = _evaluation(trial, self.store)
+        curves = evaluation(trial, self.store)
         pictures = [folder / "precision_recall.png", folder / "precision_at_k.png"]
         if "pr_curve" not in curves:  # ground truth of a dataset's own has scores of its own
             pictures = []
@@ -365,61 +530,42 @@ def _search_tags(trial: Trial) -> dict[str, str]:
     return {"search.step": "test" if trial.scored else "validation", **number}
 
 
-def _evaluation(trial: Trial, store: StageStore) -> dict[str, Any]:
-    """Return a finished trial's scores in full; nothing where its file is damaged."""
-    try:
-        return read_json(store.read(trial.id, "evaluation.json")) or {}
-    except (StoreCorrupt, KeyError) as error:
-        _log.warning("the curves of %s cannot be read: %s", trial.label, error)
-        return {}
+def _machine(cost: dict[str, Any]) -> dict[str, str]:
+    """Return where a stage ran, as tags."""
+    return {name: str(cost.get(name, "")) for name in ("device", "cpu")}
 
 
-def trial_metrics(trial: Trial, store: StageStore) -> dict[str, float]:
-    """Return a finished trial's final metrics: scores, code statistics, sizes, costs by stage."""
-    metrics: dict[str, float] = {}
-    if trial.scored:
-        evaluation = _evaluation(trial, store)
-        metrics = {**_numbers(evaluation), **_numbers(store.manifest(trial.id).result)}
-    final = store.manifest(trial.trained).result.get("final", {})
-    if VALIDATION in final:
-        metrics["map_validation"] = float(final[VALIDATION])
-    for kind, stage_id in trial.stages.items():
-        if kind == "metrics" or not store.is_done(stage_id):
-            continue
-        manifest = store.manifest(stage_id)
-        for name in ("seconds", "peak_memory_mb", "images_per_second"):
-            if name in manifest.cost:
-                metrics[f"{name}/{kind}"] = float(manifest.cost[name])
-        side = {"gallery": "gallery", "query": "query"}.get(kind)
-        for name in ("parameters", "flops"):
-            if side and name in manifest.result:
-                metrics[f"{name}/{side}"] = float(manifest.result[name])
-            elif kind == "joint":
-                metrics[f"{name}/query"] = float(manifest.result[name])
-                metrics[f"{name}/gallery"] = float(manifest.result[f"gallery_{name}"])
-    return metrics
+def _parts(identity: dict[str, Any], dataset: Dataset) -> Iterator[DataInput]:
+    """Yield train, query and gallery of a dataset, without reading an image."""
+    splits = dataset.splits()
+    for part in ("train", "query", "gallery"):
+        profile = {
+            "num_rows": len(getattr(splits, part)),
+            "protocol": identity["protocol"]["id"],
+            "fingerprint": identity["fingerprint"],
+        }
+        yield DataInput(
+            name=dataset.label,
+            digest=digest({"dataset": identity, "part": part})[:16],
+            context=part,
+            profile=json.dumps(profile),
+            source=json.dumps({"tags": {"mlflow.source.name": f"asymbench: {identity['name']}"}}),
+        )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool | None]:
-    """Flatten nested mappings to dotted names; lists become text."""
-    flat: dict[str, str | int | float | bool | None] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}.")
-        elif isinstance(value, list | tuple):
-            text = str(list(value))
-            flat[name] = text if len(text) < 500 else f"{digest(list(value))[:16]}..."
-        else:
-            flat[name] = value
-    return flat
+def _tensor(name: str, *shape: int) -> dict[str, Any]:
+    """Return a float32 tensor with any number of rows, as MLflow's signatures have it."""
+    spec = {"dtype": "float32", "shape": [-1, *shape]}
+    return {"name": name, "type": "tensor", "tensor-spec": spec}
 
 
-def _numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            numbers |= _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[f"{prefix}{key}"] = float(value)
-    return numbers
+def _example(folder: Path, size: int) -> Path:
+    """Return an input of the right shape and range, (1, 3, size, size) in [0, 1]: a ramp."""
+    path = folder / f"input_example-{size}" / "input_example.npy"
+    if not path.exists():
+        ramp = np.linspace(0.0, 1.0, size, dtype=np.float32)
+        stream = io.BytesIO()
+        np.save(stream, np.broadcast_to(ramp, (1, 3, size, size)), allow_pickle=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, stream.getvalue())
+    return path

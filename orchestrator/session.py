@@ -271,6 +271,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     from orchestrator.logs import StageLogs
     from orchestrator.mirror import Mirror
     from orchestrator.progress import Progress
+    from orchestrator.reports import report_text
     from orchestrator.tracking import MlflowTracker, NoTracker, Tracker
 
     study, plan, store, home = session.study, session.plan, session.store, session.home
@@ -282,7 +283,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     tracker: Tracker = NoTracker()
     if study.tracking.enabled:
         tracker = MlflowTracker(study.tracking.uri, None, home, roots=[store.root])
-    mirror = Mirror(plan, store, tracker, home, study.kind)
+    mirror = Mirror(plan, store, tracker, home, study.kind, study)
     options = Options(
         home=home,
         # Absolute: workers do not run where this does.
@@ -305,7 +306,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
             with progress, board, stopped_gently(options.drain):
                 execute(plan, options, [progress, mirror, board, logs], search)
         drawn = draw_search(session) if search is not None else []
-        mirror.complete()
+        mirror.complete(pruned=session.pruned, table=report_text(session, "md"))
         if drawn:
             mirror.send_search(drawn)
     except BaseException as error:

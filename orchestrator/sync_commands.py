@@ -66,8 +66,15 @@ class Outcome:
 @click.argument("studies", nargs=-1, metavar="STUDY...")
 @click.option("--all", "every", is_flag=True, help="Every study that was run in this home.")
 @click.option("--uri", help="Another tracking server or database; default: the study's own.")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Delete the study's runs in MLflow, which can restore them, and make all of them anew.",
+)
 @json_option
-def sync(studies: tuple[str, ...], every: bool, uri: str | None, as_json: bool) -> None:
+def sync(
+    studies: tuple[str, ...], every: bool, uri: str | None, rebuild: bool, as_json: bool
+) -> None:
     """Bring MLflow up to date with the store. Trains nothing; doing it twice changes nothing.
 
     Asks MLflow about every finished trial, whatever earlier runs believe to have sent: what an
@@ -93,9 +100,9 @@ def sync(studies: tuple[str, ...], every: bool, uri: str | None, as_json: bool) 
                 value=session.plan.study,
             )
     if every:
-        outcomes = [_sync_one_of_all(name, uri) for name in names]
+        outcomes = [_sync_one_of_all(name, uri, rebuild) for name in names]
     else:
-        outcomes = [sync_study(session, uri) for session in sessions]
+        outcomes = [sync_study(session, uri, rebuild=rebuild) for session in sessions]
     complete = not any(outcome.remaining for outcome in outcomes)
     if as_json:
         echo_json({"complete": complete, "studies": [asdict(outcome) for outcome in outcomes]})
@@ -105,17 +112,19 @@ def sync(studies: tuple[str, ...], every: bool, uri: str | None, as_json: bool) 
         raise SystemExit(EXIT_FAILED)
 
 
-def sync_study(session: Session, uri: str | None = None) -> Outcome:
+def sync_study(session: Session, uri: str | None = None, *, rebuild: bool = False) -> Outcome:
     """Send what the tracker lacks of a study.
 
     Args:
         session: the study.
         uri: where to; None is where the study says.
+        rebuild: whether to delete its runs first, which MLflow can restore, and make all anew.
 
     Raises:
         StoreCorrupt: a finished stage cannot be read.
     """
     from orchestrator.mirror import Mirror
+    from orchestrator.reports import report_text
     from orchestrator.session import draw_search
     from orchestrator.tracking import MlflowTracker
 
@@ -123,9 +132,12 @@ def sync_study(session: Session, uri: str | None = None) -> Outcome:
     where = uri or session.study.tracking.uri
     tracker = MlflowTracker(where, None, session.home, roots=[store.root], verify=True)
     try:
-        mirror = Mirror(plan, store, tracker, session.home, session.study.kind)
+        mirror = Mirror(plan, store, tracker, session.home, session.study.kind, session.study)
+        if rebuild:
+            mirror.forget()
         mirror.end_failed()
-        mirror.complete(_PATIENCE)
+        table = report_text(session, "md")
+        mirror.complete(_PATIENCE, pruned=session.pruned, table=table)
         if session.search is not None and plan.trials:
             mirror.send_search(draw_search(session))
     except BaseException:
@@ -155,13 +167,13 @@ def _studies_of_home() -> list[str]:
     return sorted(path.parent.name for path in (home / "studies").glob("*/study.json"))
 
 
-def _sync_one_of_all(name: str, uri: str | None) -> Outcome:
+def _sync_one_of_all(name: str, uri: str | None, rebuild: bool) -> Outcome:
     """Sync a study among others: one that cannot be opened does not hold up the next."""
     try:
         session = open_study(name, (), ran=True)
         if uri is None and not session.study.tracking.enabled:
             return Outcome(name, trials=len(session.plan.trials), off=True)
-        return sync_study(session, uri)
+        return sync_study(session, uri, rebuild=rebuild)
     except (InputError, StoreCorrupt) as error:
         return Outcome(name, remaining=[{"run": "the whole study", "reason": str(error)}])
 

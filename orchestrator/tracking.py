@@ -32,14 +32,30 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from filelock import FileLock
 
+from orchestrator.mlflow_views import search_link
 from orchestrator.redaction import redact
+from orchestrator.tracking_models import sync_model
+from orchestrator.tracking_records import (
+    NOTE_TAG,
+    Artifact,
+    DataInput,
+    Link,
+    ModelRecord,
+    Note,
+    RunRecord,
+    Status,
+    StudyRecord,
+    mirror_digest,
+)
+from orchestrator.tracking_records import number as _number
+from orchestrator.tracking_studies import KEY_TAG, SUPERSEDED_TAG, forget, replaced, update_study
 from orchestrator.tracking_uri import default_uri, is_server, sqlite_path, sqlite_uri
 
 __all__ = [
@@ -56,14 +72,14 @@ __all__ = [
     "mirror_digest",
 ]
 
-KEY_TAG = "asymbench.key"
-SUPERSEDED_TAG = "superseded_by"
 MIRRORED_TAG = "asymbench.mirrored"
 """Holds the `mirror_digest` of a run that is complete; set last."""
 
-Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
-Artifact: TypeAlias = tuple[str | Path, str]
-"""A local file, and the folder among the run's artifacts it goes to ("" is the root)."""
+USED_BY = "used_by."
+"""How the tag of a shared stage's run begins that names a study with trials of it."""
+
+_PASSING_TAGS = ("failure", "pruned")
+"""Tags of a run that did not finish; once it has, they say nothing."""
 
 _DRAIN_S = 2.0
 _BATCH = 1000  # MLflow refuses more metrics in one request
@@ -81,25 +97,6 @@ _POLL_S = 0.05
 _RESTARTS = 3  # how often in a row a run may be found deleted
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run is, known when it starts.
-
-    Attributes:
-        key: id of the trial or stage; with the experiment, the identity of the MLflow run.
-        experiment: name of the MLflow experiment (the study, or ``asymbench-stages``).
-        name: readable name of the run.
-        params: logged once; MLflow does not let a param change.
-        tags: searchable facts that are not hyperparameters; set again on every open.
-    """
-
-    key: str
-    experiment: str
-    name: str
-    params: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,17 @@ class Tracker(Protocol):
         tags: Mapping[str, str] | None = None,
         artifacts: Sequence[Artifact] = (),
         histories: Sequence[Path] = (),
+        *,
+        note: Note | None = None,
+        model: ModelRecord | None = None,
     ) -> None:
         """End an open run, with its final metrics, tags, files and epochs."""
+
+    def study(self, record: StudyRecord) -> None:
+        """Bring an experiment up to date, once the runs handed over before are sent."""
+
+    def forget(self, experiment: str, keys: Collection[str] | None = None) -> None:
+        """Delete runs of an experiment, before any that is handed over later is sent."""
 
     def is_mirrored(self, key: str, digest: str) -> bool:
         """Whether the run was already mirrored completely with this `mirror_digest`."""
@@ -194,7 +200,16 @@ class NoTracker:
         tags: Mapping[str, str] | None = None,
         artifacts: Sequence[Artifact] = (),
         histories: Sequence[Path] = (),
+        *,
+        note: Note | None = None,
+        model: ModelRecord | None = None,
     ) -> None:
+        """Do nothing."""
+
+    def study(self, record: StudyRecord) -> None:
+        """Do nothing."""
+
+    def forget(self, experiment: str, keys: Collection[str] | None = None) -> None:
         """Do nothing."""
 
     def is_mirrored(self, key: str, digest: str) -> bool:
@@ -211,46 +226,6 @@ class NoTracker:
 
 
 # -- pure parts ------------------------------------------------------------------------------
-
-
-def mirror_digest(
-    experiment: str,
-    status: Status,
-    metrics: Mapping[str, float] | None = None,
-    tags: Mapping[str, str] | None = None,
-    artifacts: Sequence[Artifact] = (),
-) -> str:
-    """Return the SHA-256 of what `Tracker.finish` would send.
-
-    The experiment is part of it because one trial may belong to two studies, and each of them
-    has a run for it. A file counts by name, folder and size, not by where the home folder is.
-    """
-    files = []
-    for path, folder in artifacts:
-        local = Path(path)
-        try:
-            size = local.stat().st_size if local.is_file() else None
-        except OSError:
-            size = None
-        files.append([local.name, folder, size])
-    payload = {
-        "experiment": experiment,
-        "status": status,
-        "metrics": {name: repr(_number(value)) for name, value in (metrics or {}).items()},
-        "tags": {name: str(value) for name, value in (tags or {}).items()},
-        "artifacts": sorted(files, key=lambda item: (str(item[1]), str(item[0]))),
-    }
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _number(value: Any) -> float | None:
-    """Return a finite float, or None for what a metric cannot hold."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _valid_name(name: str) -> str:
@@ -299,6 +274,8 @@ class _Finish:
     artifacts: list[Artifact]
     histories: list[Path]
     time_ms: int
+    note: Note | None = None
+    model: ModelRecord | None = None
     read: bool = False
     logged: bool = False
     sent_artifacts: int = 0
@@ -338,6 +315,28 @@ _Open: TypeAlias = tuple[Literal["open"], str, RunRecord, int]
 _Metrics: TypeAlias = tuple[Literal["metrics"], str, int, dict[str, Any]]
 _End: TypeAlias = tuple[Literal["finish"], str, _Finish]
 _Lost: TypeAlias = tuple[Literal["lost"], str]
+
+
+@dataclass
+class _Job:
+    """What is done to an experiment as a whole.
+
+    Attributes:
+        experiment: its name.
+        first: whether it is done before runs are sent, and not after.
+        work: does it; a repeat does what is left.
+        error: why the last attempt did not get through.
+    """
+
+    experiment: str
+    first: bool
+    work: Callable[[], None]
+    error: str | None = None
+    attempts: int = 0
+    retry_at: float = 0.0
+
+
+_Chore: TypeAlias = tuple[Literal["job"], str, _Job]
 
 
 class _RunGoneError(Exception):
@@ -384,10 +383,13 @@ class MlflowTracker:
         place = hashlib.sha256(address.encode()).hexdigest()[:16]
         self._marks = self._home / "tracking" / place
 
-        self._inbox: deque[_Open | _Metrics | _End | _Lost] = deque()
+        self._inbox: deque[_Open | _Metrics | _End | _Lost | _Chore] = deque()
         self._buffered = 0
         self._lost: set[str] = set()  # keys whose points found the buffer full
         self._runs: dict[str, _Run] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._run_ids: dict[tuple[str, str], str] = {}  # by experiment and key
+        self._linked: set[tuple[str, str]] = set()  # stage's run and study, known to be linked
         self._wake = threading.Event()
         self._lock = threading.Lock()  # guards what close() reads while the thread may be busy
         self._thread: threading.Thread | None = None
@@ -445,6 +447,9 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         artifacts: Sequence[Artifact] = (),
         histories: Sequence[Path] = (),
+        *,
+        note: Note | None = None,
+        model: ModelRecord | None = None,
     ) -> None:
         """End an open run, with its final metrics, tags, files and epochs.
 
@@ -459,6 +464,8 @@ class MlflowTracker:
             artifacts: files to copy.
             histories: JSON files with all epochs of the run, ``[{"epoch": 0, name: value}, ...]``;
                 what `metrics` handed over before and was not sent yet is then left out.
+            note: its description.
+            model: the network that it trained.
         """
         end = _Finish(
             status,
@@ -467,14 +474,53 @@ class MlflowTracker:
             list(artifacts),
             list(histories),
             _now_ms(),
+            note,
+            model,
         )
         self._put(("finish", key, end))
 
+    def study(self, record: StudyRecord) -> None:
+        """Bring an experiment up to date: description, views, marks of old runs, versions.
+
+        Done once the runs of the experiment that were handed over are sent, or cannot be.
+        """
+        name, digest = f"study {record.experiment}", record.digest()
+        mark = self._marks / f"study-{_folder_name(record.experiment)}.json"
+        if self._marks_count() and mark.exists() and mark.read_text("utf-8") == digest:
+            return
+
+        def work() -> None:
+            update_study(self._client, self._experiment(record.experiment), record, self._hide)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(digest, encoding="utf-8")
+
+        self._put(("job", name, _Job(record.experiment, False, work)))
+
+    def forget(self, experiment: str, keys: Collection[str] | None = None) -> None:
+        """Delete runs of an experiment, as a user could; runs opened later take their place.
+
+        Args:
+            experiment: its name.
+            keys: of the runs; None is all.
+        """
+
+        def work() -> None:
+            gone = forget(self._client, self._experiment(experiment), keys)
+            self._run_ids.clear()
+            if gone:
+                self._note(f"experiment {experiment!r}: {gone} runs deleted, to be made again")
+
+        self._put(("job", f"rebuild of {experiment}", _Job(experiment, True, work)))
+
     def is_mirrored(self, key: str, digest: str) -> bool:
         """Whether the run was mirrored completely with this `mirror_digest`; reads one file."""
-        if self._verify or (self._database is not None and not self._database.exists()):
-            return False  # a removed database takes what the marks speak of with it
-        return any(mark.get("digest") == digest for mark in self._read_marks(key).values())
+        return self._marks_count() and any(
+            mark.get("digest") == digest for mark in self._read_marks(key).values()
+        )
+
+    def _marks_count(self) -> bool:
+        """Whether marks may be believed; a removed database takes what they speak of with it."""
+        return not self._verify and (self._database is None or self._database.exists())
 
     def flush(self, timeout: float) -> bool:
         """Wait until what was handed over is sent, or was tried in vain.
@@ -491,7 +537,10 @@ class MlflowTracker:
         self._wake.set()
         while True:
             with self._lock:
-                waiting = [run for run in self._runs.values() if run.pending]
+                waiting: list[_Run | _Job] = [
+                    *(run for run in self._runs.values() if run.pending),
+                    *self._jobs.values(),
+                ]
                 idle = not self._inbox
                 tried = idle and all(run.error for run in waiting)
             if self._thread is None or (idle and not waiting):
@@ -517,7 +566,7 @@ class MlflowTracker:
         self._report = self._make_report(timeout)
         return self._report
 
-    def _put(self, item: _Open | _Metrics | _End | _Lost) -> None:
+    def _put(self, item: _Open | _Metrics | _End | _Lost | _Chore) -> None:
         if self._closing:
             with self._lock:
                 self._notes["a call after close() was ignored"] = None
@@ -547,6 +596,10 @@ class MlflowTracker:
                     running += 1
                     continue
                 failures[key] = TrackingFailure(key, run.record.name, reason)
+            for name, job in self._jobs.items():
+                errors = (job.error, *(run.error for run in self._runs.values()), late)
+                why = next(error for error in errors if error)
+                failures[name] = TrackingFailure(job.experiment, name, why)
             for item in list(self._inbox):
                 name = item[2].name if item[0] == "open" else ""
                 failures.setdefault(item[1], TrackingFailure(item[1], name, late))
@@ -568,7 +621,8 @@ class MlflowTracker:
             self._drain()
         for pause in (*_CLOSING_PAUSES_S, None):
             self._drain(last=True)
-            if pause is None or not any(run.pending for run in self._runs.values()):
+            waits = self._jobs or any(run.pending for run in self._runs.values())
+            if pause is None or not waits:
                 return
             if time.monotonic() + pause >= self._deadline:
                 return
@@ -578,6 +632,40 @@ class MlflowTracker:
         """Take in what was enqueued and try to send it, least tried runs first."""
         self._take()
         self._in_a_row = 0 if last else self._in_a_row
+        self._do_jobs(first=True, last=last)
+        if any(job.first for job in self._jobs.values()):
+            return  # what is sent now could be what is to be deleted
+        self._send_runs(last=last)
+        self._do_jobs(first=False, last=last)
+
+    def _do_jobs(self, *, first: bool, last: bool) -> None:
+        """Do what concerns experiments as a whole and is not held up by runs of theirs."""
+        for name, job in list(self._jobs.items()):
+            now = time.monotonic()
+            if now >= self._deadline or (self._closing and not last):
+                return
+            if job.first != first or (not last and now < max(job.retry_at, self._away_until)):
+                continue
+            sending = any(
+                run.pending and not run.error and run.record.experiment == job.experiment
+                for run in self._runs.values()
+            )
+            if sending or (last and self._in_a_row >= _TRIP):
+                continue
+            try:
+                self._connect()
+                job.work()
+            except Exception as exc:  # kept in the job, and reported by close()
+                self._experiments.pop(job.experiment, None)
+                with self._lock:
+                    job.error = self._reason(exc)
+                    job.attempts += 1
+                    job.retry_at = now + min(_MAX_PAUSE_S, 2.0 ** min(job.attempts, 10))
+            else:
+                with self._lock:
+                    self._jobs.pop(name, None)
+
+    def _send_runs(self, *, last: bool) -> None:
         for run in sorted(self._runs.values(), key=lambda run: run.attempts):
             now = time.monotonic()
             if now >= self._deadline or (self._closing and not last):
@@ -606,7 +694,9 @@ class MlflowTracker:
                 key, run = item[1], self._runs.get(item[1])
                 self._buffered -= len(item[3]) if item[0] == "metrics" else 0
                 try:
-                    if item[0] == "open":
+                    if item[0] == "job":
+                        self._jobs[key] = item[2]
+                    elif item[0] == "open":
                         if run is None:
                             self._runs[key] = _Run(item[2], opened_ms=item[3])
                         else:  # a retry while the end of the last attempt was still waiting
@@ -657,6 +747,8 @@ class MlflowTracker:
         """Keep the reason, and wait longer after each failure of a run and of the tracker."""
         reason = self._reason(exc)
         now = time.monotonic()
+        self._run_ids.clear()  # another look, should one of them be what failed
+        self._linked.clear()
         with self._lock:
             run.error = reason
             run.attempts += 1
@@ -722,6 +814,7 @@ class MlflowTracker:
             if run.run_id is None:
                 self._find_or_create(run)
             if run.finish is not None and self._is_complete(run, run.finish):
+                self._link_back(run, run.finish)
                 self._write_mark(run.record, self._mark(run, run.finish))
                 self._count("unchanged", 1)
                 self._settle(run)
@@ -788,7 +881,13 @@ class MlflowTracker:
     @staticmethod
     def _digest(run: _Run, end: _Finish) -> str:
         return mirror_digest(
-            run.record.experiment, end.status, end.metrics, end.tags, end.artifacts
+            run.record.experiment,
+            end.status,
+            end.metrics,
+            end.tags,
+            end.artifacts,
+            note=end.note,
+            model=end.model,
         )
 
     def _find_or_create(self, run: _Run) -> None:
@@ -814,6 +913,7 @@ class MlflowTracker:
         self._count("created", int(is_new))
         with self._lock:
             run.run_id, run.start_ms = keep.info.run_id, int(keep.info.start_time or 0)
+            self._run_ids[record.experiment, record.key] = keep.info.run_id
             run.known_params, run.known_tags = dict(keep.data.params), dict(keep.data.tags)
             run.status = keep.info.status
             run.read_back = is_new  # a new run has no points
@@ -836,16 +936,14 @@ class MlflowTracker:
             key=lambda old: (int(old.info.start_time or 0), old.info.run_id),
         )
         active = [old for old in found if old.info.lifecycle_stage == "active"]
-        current = [old for old in active if SUPERSEDED_TAG not in old.data.tags]
+        current = [old for old in active if not replaced(old)]
         if current:
             for other in active:
                 if other is not current[0]:
                     self._retire(other, current[0])
             return current[0]
         deleted = [
-            old
-            for old in found
-            if old.info.lifecycle_stage == "deleted" and SUPERSEDED_TAG not in old.data.tags
+            old for old in found if old.info.lifecycle_stage == "deleted" and not replaced(old)
         ]
         if not deleted:
             return None
@@ -889,6 +987,7 @@ class MlflowTracker:
         self._client.update_run(run.run_id, status="RUNNING", name=name)
         with self._lock:
             run.known_params, run.read_back = dict(current.data.params), True
+            run.known_tags = {**current.data.tags, **tags}
             run.status = "RUNNING"
         self._count("reopened", 1)
 
@@ -924,8 +1023,19 @@ class MlflowTracker:
                 )
         new = {name: text for name, text in params.items() if name not in run.known_params}
         self._log_texts(run.run_id, params=new)
+        if run.record.inputs:  # MLflow keeps one of each, however often it is told
+            self._client.log_inputs(run.run_id, [self._input(i) for i in run.record.inputs])
         with self._lock:
             run.described = True
+
+    def _input(self, part: DataInput) -> Any:
+        entities = self._mlflow.entities
+        dataset = entities.Dataset(
+            part.name, part.digest, "code", part.source, profile=part.profile
+        )
+        return entities.DatasetInput(
+            dataset, [entities.InputTag("mlflow.data.context", part.context)]
+        )
 
     def _send_points(self, run: _Run) -> None:
         """Log the waiting points in batches, leaving out what the run has."""
@@ -985,6 +1095,10 @@ class MlflowTracker:
                 self._check_file(path, folder)
                 self._client.log_artifact(run.run_id, str(path), folder or None)
             end.sent_artifacts += 1
+        if end.model is not None:
+            with self._tolerate(run):
+                self._send_model(run, end.model, end.metrics)
+        self._link_back(run, end)
         with self._tolerate(run):
             self._client.set_terminated(run.run_id, end.status, end.time_ms)
         self._check_only(run)
@@ -1019,12 +1133,71 @@ class MlflowTracker:
         if folder.startswith("/") or ".." in folder.split("/") or "\\" in folder:
             raise ValueError(f"{folder!r} is no folder among a run's artifacts")
 
+    def _send_model(self, run: _Run, model: ModelRecord, metrics: Mapping[str, Any]) -> None:
+        """Have the run's model in MLflow, with the final metrics as the run has them."""
+        make = self._mlflow.entities.Metric
+        names = {_valid_name(name) for name in metrics}
+        points = [
+            make(name, value, time_ms, step)
+            for (name, step), (value, time_ms) in run.seen.items()
+            if name in names and step == 0
+        ]
+        assert run.run_id is not None
+        sync_model(self._client, self._client.get_run(run.run_id), model, points, self._hide)
+
+    def _noted(self, run: _Run, note: Note) -> str:
+        """Return a description with links to the runs that MLflow has."""
+        lines = [self._hide(note.text)]
+        for link in note.links:
+            run_id = self._linked_run(link)
+            where = f"#/experiments/{self._experiment(link.experiment)}/runs/{run_id}"
+            label = self._hide(link.label)
+            lines.append(f"- {link.role}: " + (f"[{label}]({where})" if run_id else label))
+        return _cut("\n".join(lines), _MAX_TAG)
+
+    def _linked_run(self, link: Link) -> str | None:
+        """Return the id of the run that a link leads to; None where MLflow does not have it."""
+        place = (link.experiment, link.key)
+        if place not in self._run_ids:
+            quoted = link.key.replace("'", "")
+            found = self._client.search_runs(
+                [self._experiment(link.experiment)], f"tags.`{KEY_TAG}` = '{quoted}'"
+            )
+            current = [old for old in found if not replaced(old)]
+            if not current:
+                return None
+            self._run_ids[place] = current[0].info.run_id
+        return self._run_ids[place]
+
+    def _link_back(self, run: _Run, end: _Finish) -> None:
+        """Have the runs that a run's description links to say which studies link to them.
+
+        Several studies share a stage, and each of them knows its own trials only; so the links
+        follow from tags, one a study, whoever writes them.
+        """
+        study = run.record.experiment
+        for link in end.note.links if end.note is not None else ():
+            run_id = self._linked_run(link)
+            if run_id is None or (run_id, study) in self._linked:
+                continue
+            tags = {**self._client.get_run(run_id).data.tags, f"{USED_BY}{study}": "true"}
+            studies = sorted(n.removeprefix(USED_BY) for n in tags if n.startswith(USED_BY))
+            stage = tags.get("stage_kind", link.role)
+            lines = [f"The {stage} stage that trials of these studies share:", ""]
+            for name in studies:
+                search = f"tags.`stage.{stage}` = '{link.key}'"
+                lines.append(f"- [{name}]({search_link(self._experiment(name), search)})")
+            wanted = {f"{USED_BY}{study}": "true", NOTE_TAG: "\n".join(lines)}
+            self._log_texts(run_id, tags=self._texts(wanted, _MAX_TAG))
+            self._linked.add((run_id, study))
+
     def _log_final(self, run: _Run, end: _Finish) -> None:
+        # At step 0 a number that was measured once is a bar in MLflow's charts; any later, a dot
+        # on a line.
         shown: dict[str, tuple[int, float]] = {}
         for (name, at), (value, _) in run.seen.items():
             if name not in shown or at >= shown[name][0]:
                 shown[name] = (at, value)
-        step = max((at for at, _ in shown.values()), default=0)
         points = []
         for raw, value in end.metrics.items():
             name, number = _valid_name(raw), _number(value)
@@ -1033,10 +1206,17 @@ class MlflowTracker:
             elif name in shown and shown[name][1] == number:
                 self._count("repeated", 1)
             else:
-                points.append((name, number, step))
+                points.append((name, number, shown[name][0] if name in shown else 0))
         for start in range(0, len(points), _BATCH):
             self._log_metrics(run, points[start : start + _BATCH])
-        self._log_texts(run.run_id, tags=self._texts(end.tags, _MAX_TAG))
+        tags = self._texts(end.tags, _MAX_TAG)
+        if end.note is not None:
+            tags[NOTE_TAG] = self._noted(run, end.note)
+        self._log_texts(run.run_id, tags=tags)
+        run.known_tags |= tags
+        for name in _PASSING_TAGS if end.status == "FINISHED" else ():
+            if run.known_tags.pop(name, None) is not None:
+                self._client.delete_tag(run.run_id, name)
 
     def _log_texts(
         self,
@@ -1141,7 +1321,8 @@ class MlflowTracker:
         """Let go of a database whose file was removed: writes to it would vanish with it."""
         self._note("the database was removed while the run went on; made anew")
         self._client = None
-        self._experiments.clear()
+        for known in (self._experiments, self._run_ids, self._linked):
+            known.clear()
         for run in list(self._runs.values()):
             self._start_over(run)
 
