@@ -1,4 +1,4 @@
-"""A study's report in every format, whatever its kind."""
+"""A study's report as text, whatever its kind."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ def report_text(session: Session, form: str) -> str:
 
     Args:
         session: the study.
-        form: "text", "md", "csv" or "json".
+        form: "text", "md", "csv", "tex" or "json".
     """
-    if session.search is None:
-        from orchestrator.report import FORMATS
+    from orchestrator.reporting.formats import report_bytes
 
-        return FORMATS[form](session.plan, session.store)
-    from orchestrator.search_report import SEARCH_FORMATS, search_results
-
-    return SEARCH_FORMATS[form](search_results(session))
+    return report_bytes(session, form).decode()

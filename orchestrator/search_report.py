@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.observations import Observation, observe
 from orchestrator.plan import SearchCell
 from orchestrator.report import sharing
+from orchestrator.reporting.latex import TexTable, escape, tex_file
+from orchestrator.reporting.records import to_csv, to_json, to_parquet
+from orchestrator.reporting.rows import COLUMN_TYPES
+from orchestrator.reporting.text import aligned, escape_markdown
 from orchestrator.search_axes import value_text, values_text
 from orchestrator.wording import duration, plural
 from search_spaces.options import MAXIMIZED, Sensitivity, Tuning
@@ -228,31 +228,39 @@ def search_rows(results: SearchResults) -> list[dict[str, Any]]:
     ]
 
 
+def _columns(results: SearchResults, absent: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return heads and rows with a column for each dimension, ``search.gamma``.
+
+    Args:
+        results: of a search.
+        absent: stands where a dimension does not count at a point.
+    """
+    names = list(dict.fromkeys(name for one in results.observations for name in one.values))
+    rows = []
+    for row in search_rows(results):
+        values = row.pop("values")
+        rows.append({**row, **{f"search.{name}": values.get(name, absent) for name in names}})
+    first = ("method", "dataset", "pair", "bits", "seed", "number", "at", "map_validation", "map")
+    return [*first, "state", "reason", "trial", *(f"search.{name}" for name in names)], rows
+
+
 def _to_json(results: SearchResults) -> str:
-    return json.dumps(search_rows(results), indent=1, ensure_ascii=False) + "\n"
+    return to_json(search_rows(results))
 
 
 def _to_csv(results: SearchResults) -> str:
-    """Return one line a trial, with a column for each dimension: ``search.gamma``."""
-    names = list(dict.fromkeys(name for one in results.observations for name in one.values))
-    lines = []
-    for row in search_rows(results):
-        values = row.pop("values")
-        columns = {f"search.{name}": _csv_value(values.get(name, "")) for name in names}
-        lines.append({**row, **columns})
-    first = ("method", "dataset", "pair", "bits", "seed", "number", "at", "map_validation", "map")
-    heads = [*first, "state", "reason", "trial", *(f"search.{name}" for name in names)]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=heads, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+    """Return one line a trial; a value that is none is ``null``, and one that is absent empty."""
+    heads, rows = _columns(results, absent="")
+    for row in rows:
+        for name in heads:
+            if name.startswith("search.") and row[name] is None:
+                row[name] = "null"
+    return to_csv(rows, heads)
 
 
-def _csv_value(value: Value) -> Any:
-    if value is None or isinstance(value, bool | dict | list):
-        return json.dumps(value, sort_keys=True)
-    return value
+def _to_parquet(results: SearchResults) -> bytes:
+    heads, rows = _columns(results, absent=None)
+    return to_parquet(rows, COLUMN_TYPES, heads)
 
 
 # ---- what is said of numbers ---------------------------------------------------------------
@@ -702,17 +710,6 @@ def failure_lines(results: SearchResults) -> list[str]:
     ]
 
 
-def _aligned(body: Sequence[Sequence[str]], left: frozenset[int]) -> list[str]:
-    widths = [max(len(line[column]) for line in body) for column in range(len(body[0]))]
-    return [
-        "  ".join(
-            text.ljust(width) if column in left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in body
-    ]
-
-
 def _said(results: SearchResults, cell: SearchCell, found: Findings) -> list[str]:
     """Return all sentences about a cell."""
     lines = recommendation_text(found, cell)
@@ -731,13 +728,13 @@ def _to_text(results: SearchResults) -> str:
         state = len(heads) - 1
         body = [[*heads[:-1], "", heads[-1]]]
         body += [[*line[:-1], "*" if best else "", line[-1]] for line, best in lines]
-        table = _aligned(body, frozenset({state + 1}))
+        table = aligned(body, frozenset({state + 1}))
         name = title(results, cell)
         rule = "-" * max(len(name), *(len(line) for line in table))
         blocks.append("\n".join([name, rule, table[0], rule, *table[1:], rule]))
         heads, scored = chosen_table(results, found)
         if scored:
-            table = _aligned([heads, *scored], frozenset({0, 1}))
+            table = aligned([heads, *scored], frozenset({0, 1}))
             rule = "-" * max(len(line) for line in table)
             blocks.append("\n".join([table[0], rule, *table[1:], rule, WHY_BOTH]))
         blocks.append("\n".join(_said(results, cell, found)))
@@ -788,15 +785,63 @@ def _markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in body)])
 
 
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_|<>\[\]#~$])", r"\\\1", text)
+def _to_tex(results: SearchResults, *, standalone: bool = False) -> str:
+    """Return tables in LaTeX, the recommended point in bold."""
+    parts = []
+    for cell, found in results.by_cell():
+        heads, lines = point_table(results, cell, found)
+        body = [[_tex(text, bold=best) for text in line] for line, best in lines]
+        parts.append(_tex_table(title(results, cell), heads, body))
+        heads, scored = chosen_table(results, found)
+        if scored:
+            shown = [[escape(text) for text in line] for line in scored]
+            parts.append(_tex_table(title(results, cell), heads, shown, WHY_BOTH))
+        said = [rf"  \item {escape(line.strip())}" for line in _said(results, cell, found)]
+        parts.append("\n".join([r"\begin{itemize}", *said, r"\end{itemize}"]))
+    failed = failure_lines(results)
+    if failed:
+        told = [f"%   {escape(line)}" for line in failed]
+        parts.append("\n".join([f"% {plural(len(failed), 'trial')} failed:", *told]))
+    parts.append("\n\n".join(escape(line) for line in _summary(results)))
+    return tex_file(parts, standalone=standalone)
+
+
+def _tex(text: str, *, bold: bool) -> str:
+    return rf"\textbf{{{escape(text)}}}" if bold else escape(text)
+
+
+def _tex_table(
+    caption: str, heads: Sequence[str], body: Sequence[Sequence[str]], note: str = ""
+) -> str:
+    return TexTable(
+        caption=escape(f"{caption}."),
+        heads=[escape(head) for head in heads],
+        body=body,
+        align="l" * len(heads),
+        notes=[escape(note)] if note else [],
+    ).text()
 
 
 SEARCH_FORMATS: dict[str, Callable[[SearchResults], str]] = {
     "text": _to_text,
     "md": _to_markdown,
     "csv": _to_csv,
+    "tex": _to_tex,
     "json": _to_json,
 }
-"""Format name -> function of results."""
+"""Format name -> function of results, of the formats that are text."""
+
+
+def search_bytes(results: SearchResults, form: str, *, standalone: bool = False) -> bytes:
+    """Return a search's tables, or its rows, as a file holds them.
+
+    Args:
+        results: of the search.
+        form: "parquet", or one of SEARCH_FORMATS.
+        standalone: of "tex": a document of its own.
+    """
+    if form == "parquet":
+        return _to_parquet(results)
+    if form == "tex":
+        return _to_tex(results, standalone=standalone).encode()
+    return SEARCH_FORMATS[form](results).encode()

@@ -82,11 +82,11 @@ class Conditions:
 
 
 def conditions_of(plan: Plan, trial: Trial) -> Conditions | None:
-    """Return a trial's conditions; None where the plan does not have them."""
+    """Return a trial's conditions; None where no number of its dataset is known."""
     dataset = next((one for one in plan.datasets if one.label == trial.dataset), None)
-    own = {kind: plan.stages[i].identity for kind, i in trial.stages.items() if i in plan.stages}
-    if dataset is None or not ("joint" in own or {"query", "gallery"} <= own.keys()):
+    if dataset is None or dataset.name not in _paper()["protocols"]:
         return None
+    own = {kind: plan.stages[i].identity for kind, i in trial.stages.items()}
     if "joint" in own:
         sides, recipes = own["joint"]["sides"], own["joint"]["recipes"]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,9 @@ from methods.base import METHODS, Task
 from orchestrator.comparison import compare_study
 from orchestrator.mirror import Mirror, trial_metrics
 from orchestrator.plan import build_plan
-from orchestrator.report import grids, rows
+from orchestrator.report import rows
+from orchestrator.reporting.leaderboard import leaderboards
+from orchestrator.reporting.results import gather
 from orchestrator.scheduling import Options, execute
 from orchestrator.store import StageStore, open_store
 from orchestrator.study import load_study
@@ -165,31 +168,33 @@ def test_the_table_is_by_medium_map(ran):
     assert [row["map"] for row in found] == [
         store.manifest(t.id).result["map"] for t in plan.trials
     ]
-    [table] = [grid for grid in grids(plan, store) if grid.score == "map"]
-    assert table.lines[0][1][0].n == 2
-    assert " · Medium" in table.title
+    [table] = [one for one in leaderboards(gather(plan, store)) if one.score == "map"]
+    assert table.lines[0].cells[0].n == 2
+    assert table.called == "Medium"
 
 
 @pytest.mark.parametrize(("score", "title"), [("map_easy", "Easy"), ("map_hard", "Hard")])
 def test_easy_and_hard_have_tables_of_their_own(ran, score, title):
     plan, store = ran
-    [table] = [grid for grid in grids(plan, store) if grid.score == score]
-    assert f" · {title}" in table.title
+    [table] = [one for one in leaderboards(gather(plan, store)) if one.score == score]
+    assert table.called == title
     values = [store.manifest(trial.id).result[score] for trial in plan.trials]
-    assert table.lines[0][1][0].mean == pytest.approx(sum(values) / 2, abs=1e-15)
+    assert table.lines[0].cells[0].mean == pytest.approx(sum(values) / 2, abs=1e-15)
     assert [row[score] for row in rows(plan, store)] == values
 
 
 def test_datasets_with_labels_have_no_tables_of_landmarks(ran):
     plan, store = ran
-    labelled = SimpleNamespace(label="digits", score_titles={})
-    other = [SimpleNamespace(**{**vars(trial), "dataset": "digits"}) for trial in plan.trials]
+    labelled = SimpleNamespace(label="digits", name="digits", score_titles={})
+    other = [replace(trial, dataset="digits") for trial in plan.trials]
     mixed = SimpleNamespace(
         trials=[*plan.trials, *other],
         datasets=[*plan.datasets, labelled],
+        stages=plan.stages,
         of_kind=plan.of_kind,
     )
-    shown = [(grid.dataset, grid.score) for grid in grids(mixed, store)]
+    boards = leaderboards(gather(mixed, store), tests=False)
+    shown = [(column.dataset, board.score) for board in boards for column in board.columns]
     assert ("digits", "map") in shown
     assert not {("digits", "map_easy"), ("digits", "map_hard")} & set(shown)
 

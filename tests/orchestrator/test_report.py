@@ -3,29 +3,23 @@
 import csv
 import io
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import yaml
 
 from orchestrator.estimates import Estimator
-from orchestrator.plan import Plan, Trial, build_plan
-from orchestrator.report import FORMATS, grids, rows, sharing, to_markdown, to_text
+from orchestrator.plan import Plan
+from orchestrator.report import rows, sharing
+from orchestrator.reporting.formats import FORMATS, study_bytes
+from orchestrator.reporting.leaderboard import leaderboards
+from orchestrator.reporting.results import gather
+from orchestrator.reporting.text import title_of_one
 from orchestrator.store import StageStore, open_store
-from orchestrator.study import load_study
-
-BASE = {"study": "s", "datasets": ["digits"], "pairs": ["tiny"], "methods": ["csch"], "bits": [16]}
+from tests.orchestrator.scored import finish, planned, score
 
 
 @pytest.fixture
 def plan(tmp_path):
-    def build(**changes: object) -> Plan:
-        text = yaml.safe_dump({**BASE, **changes}, sort_keys=False)
-        study, _ = load_study(text, "s.yaml", Path.cwd())
-        return build_plan(study, folder=Path.cwd(), home=tmp_path)
-
-    return build
+    return lambda **changes: planned(tmp_path, **changes)
 
 
 @pytest.fixture
@@ -33,22 +27,25 @@ def store(tmp_path):
     return open_store(tmp_path)
 
 
-def finish(store: StageStore, plan: Plan, stage_id: str, result: dict, seconds: float = 1.0):
-    stage = plan.stages[stage_id]
-    with store.lease(stage_id):
-        store.commit(stage_id, stage.kind, stage.identity, result, {"seconds": seconds})
+def formatted(form: str, plan: Plan, store: StageStore) -> str:
+    return study_bytes(gather(plan, store), form).decode()
 
 
-def score(store: StageStore, plan: Plan, value: Callable[[Trial], float | None]) -> None:
-    for trial in plan.trials:
-        found = value(trial)
-        if found is not None:
-            finish(store, plan, trial.id, {"map": found, "map_stable": found - 0.01})
+def to_text(plan: Plan, store: StageStore) -> str:
+    return formatted("text", plan, store)
+
+
+def to_markdown(plan: Plan, store: StageStore) -> str:
+    return formatted("md", plan, store)
+
+
+def boards_of(plan: Plan, store: StageStore):
+    return leaderboards(gather(plan, store), apart=True)
 
 
 def table(plan: Plan, store: StageStore) -> dict[str, list[str | None]]:
-    (grid,) = grids(plan, store)
-    return {name: [cell and cell.text() for cell in cells] for name, cells in grid.lines}
+    (board,) = boards_of(plan, store)
+    return {line.method: [cell and cell.text() for cell in line.cells] for line in board.lines}
 
 
 def test_rows_hold_coordinates_scores_and_status(plan, store):
@@ -141,7 +138,8 @@ def test_scores_by_continuous_codes_have_tables_of_their_own(plan, store):
     made = plan(evaluate={"retrieval": ["hamming", "asymmetric", "cosine"]})
     (trial,) = made.trials
     finish(store, made, trial.id, {"map": 0.5, "map_cosine": 0.7, "map_asymmetric": 0.6})
-    assert [(grid.title, grid.lines[0][1][0].text()) for grid in grids(made, store)] == [
+    shown = [(title_of_one(one), one.lines[0].cells[0].text()) for one in boards_of(made, store)]
+    assert shown == [
         ("digits · tiny · mAP@all", "0.5000"),
         ("digits · tiny · mAP@all · cosine of continuous codes", "0.7000"),
         ("digits · tiny · mAP@all · continuous query, binary gallery", "0.6000"),
@@ -154,7 +152,7 @@ def test_scores_by_continuous_codes_have_tables_of_their_own(plan, store):
 
 def test_one_table_for_each_dataset_and_pair(plan, store):
     made = plan(datasets=["digits", {"name": "digits", "label": "again"}], pairs=["tiny", "small"])
-    assert [(grid.dataset, grid.pair) for grid in grids(made, store)] == [
+    assert [(one.columns[0].dataset, one.pair) for one in boards_of(made, store)] == [
         ("digits", "tiny"),
         ("digits", "small"),
     ]  # the same dataset under another label has the same trials
@@ -204,8 +202,8 @@ def test_markdown_marks_the_best_and_escapes_names(plan, store):
 def test_csv_and_json_hold_the_same_rows(plan, store):
     made = plan(methods=["csch", "csq"], bits=[16, 32])
     score(store, made, lambda trial: trial.bits / 64 if trial.method == "csq" else None)
-    by_json = json.loads(FORMATS["json"](made, store))
-    by_csv = list(csv.DictReader(io.StringIO(FORMATS["csv"](made, store))))
+    by_json = json.loads(formatted("json", made, store))
+    by_csv = list(csv.DictReader(io.StringIO(formatted("csv", made, store))))
     assert len(by_json) == len(by_csv) == 4
     for one, other in zip(by_json, by_csv, strict=True):
         assert list(one) == list(other)
@@ -222,9 +220,8 @@ def test_the_same_results_give_the_same_bytes(plan, store, form, tmp_path):
         score(place, made, lambda trial: 0.5 + trial.seed / 7)
     for trial in made.trials:  # what it cost differs from machine to machine
         finish(other, made, trial.stages["gallery"], {}, seconds=99.0) if trial.seed else None
-    assert FORMATS[form](made, store) == FORMATS[form](
-        plan(methods=["csch", "csq"], seeds=[0, 1]), other
-    )
+    again = plan(methods=["csch", "csq"], seeds=[0, 1])
+    assert study_bytes(gather(made, store), form) == study_bytes(gather(again, other), form)
 
 
 def test_sharing_by_hand(plan, store):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from orchestrator.report import rows, to_text
+from orchestrator.report import rows
+from orchestrator.reporting.results import gather
+from orchestrator.reporting.text import to_text
 from retrieval.codes import pack
 
 
@@ -78,7 +80,7 @@ def test_a_study_may_count_as_public_code_does_too(shared_lab):
         found.append(np.mean([hit / rank for hit, rank in enumerate(ranks, 1)]))
     assert result["map_deephash_pytorch"] == pytest.approx(np.mean(found), abs=1e-12)
     assert result["map_deephash_pytorch"] != result["map_orthohash"]
-    text = to_text(plan, store)
+    text = to_text(gather(plan, store))
     assert "as DeepHash-pytorch counts" in text
     assert f"{result['map_deephash_pytorch']:.4f}" in text
     row = rows(plan, store)[0]
