@@ -26,7 +26,6 @@ from retrieval.errors import InputError
 if TYPE_CHECKING:
     from orchestrator.serving.gallery import Gallery
     from orchestrator.serving.pages import Answer
-    from orchestrator.serving.searching import Match
     from orchestrator.serving.trained import Device, SideName, TrainedTrial
 
 _PERIOD = 10.0
@@ -289,7 +288,8 @@ def search(
     rows. --radius without -k finds all within it.
     """
     from cluster.resources import visible_cpus
-    from orchestrator.serving.searching import index_of, matches
+    from orchestrator.serving.pages import Answer
+    from orchestrator.serving.searching import beyond, bits_text, index_of, matches
 
     page, drawing = check_output(html, key="--html"), check_output(picture, key="--picture")
     if nprobe is not None and engine != "faiss-ivf":
@@ -297,13 +297,13 @@ def search(
     if k is None and (radius is None or engine != "exact"):
         k = 10
     trained = open_named(trial, device)
-    gallery = _gallery(trained, folder)
+    gallery = gallery_of(trained, folder)
     index = index_of(gallery, engine, nprobe=nprobe or 8, threads=visible_cpus())
     answers = []
-    for asked in _encoded(trained, side, images, threads):
-        name, image, code = asked
-        hits = index.search(code[None], k, radius)[0]
-        answers.append(_answer(name, image, code, matches(gallery, hits), trained.bits))
+    for name, image, code in _encoded(trained, side, images, threads):
+        hits = index.search(code, k, radius)[0]
+        found, more = matches(gallery, hits), beyond(index, code, hits, k)
+        answers.append(Answer(name, image, bits_text(code[0], trained.bits), found, more))
     _write(page, drawing, gallery, answers, trained, side)
     if as_json:
         head = {"trial": trained.id, "bits": trained.bits, "side": side, "engine": engine}
@@ -313,8 +313,13 @@ def search(
                 "index": folder,
                 "gallery": len(gallery),
                 "queries": [
-                    {"query": a.name, "code": a.code, "matches": [m.to_json() for m in a.found]}
-                    for a in answers
+                    {
+                        "query": answer.name,
+                        "code": answer.code,
+                        "matches": [match.to_json() for match in answer.found],
+                        "equally_near_beyond": answer.beyond,
+                    }
+                    for answer in answers
                 ],
             }
         )
@@ -322,7 +327,8 @@ def search(
     click.echo("\n\n".join(_lines(answer) for answer in answers))
 
 
-def _gallery(trained: TrainedTrial, folder: str | None) -> Gallery:
+def gallery_of(trained: TrainedTrial, folder: str | None) -> Gallery:
+    """Return what is searched in: the index in a folder, or the study's own gallery."""
     from orchestrator.serving.gallery import open_gallery, study_gallery
 
     if folder is None:
@@ -333,7 +339,7 @@ def _gallery(trained: TrainedTrial, folder: str | None) -> Gallery:
 def _encoded(
     trained: TrainedTrial, side: SideName, images: tuple[str, ...], threads: int | None
 ) -> list[tuple[str, Any, Any]]:
-    """Return name, image to show and code of each query."""
+    """Return name, image to show and code (1, ceil(B / 8)) of each query."""
     from orchestrator.serving.encoding import encode_photos
     from orchestrator.serving.gallery import shrunk
     from orchestrator.serving.photos import PhotoReader, find_photos
@@ -344,14 +350,7 @@ def _encoded(
         encoded = encode_photos(trained.side(side), photos, reader, threads=threads)
         shown = [shrunk(reader.read(photo)) for photo in photos]
     names = [photo.name for photo in photos]
-    return list(zip(names, shown, pack(encoded.h), strict=True))
-
-
-def _answer(name: str, image: Any, code: Any, found: list[Match], bits: int) -> Answer:
-    from orchestrator.serving.pages import Answer
-    from orchestrator.serving.searching import bits_text
-
-    return Answer(name, image, bits_text(code, bits), found)
+    return list(zip(names, shown, pack(encoded.h)[:, None], strict=True))
 
 
 def _write(
@@ -380,7 +379,7 @@ def _write(
 
 
 def _lines(answer: Answer) -> str:
-    from orchestrator.wording import printable
+    from orchestrator.wording import plural, printable
 
     known = any(match.classes for match in answer.found)
     header = ["rank", "distance", "row", "name", *(["classes"] if known else [])]
@@ -388,5 +387,8 @@ def _lines(answer: Answer) -> str:
     for match in answer.found:
         row: list[Any] = [match.rank, match.distance, match.row, printable(match.name)]
         body.append([*row, printable(", ".join(match.classes or ()))] if known else row)
-    text = table(header, body) if body else "nothing is within the radius"
-    return f"{printable(answer.name)}\n{text}"
+    lines = [table(header, body) if body else "nothing is within the radius"]
+    if answer.beyond:
+        distance = plural(answer.found[-1].distance, "bit")
+        lines.append(f"and {answer.beyond:,} more at {distance}")
+    return "\n".join([printable(answer.name), *lines])

@@ -59,6 +59,8 @@ class HammingIndex:
             maps are read as they are.
         bits: B.
         threads: that share one query's work; they change time only.
+        lasting: whether many searches are to come, so that compiled code is worth loading for few
+            codes too.
 
     Raises:
         InputError: ``threads`` is not positive.
@@ -71,8 +73,10 @@ class HammingIndex:
         bits: int,
         *,
         threads: int = 1,
+        lasting: bool = False,
     ) -> None:
         self.bits = bits
+        self.lasting = lasting
         self.parts = [codes] if isinstance(codes, np.ndarray) else list(codes)
         for part in self.parts:
             check_packed(part, bits, "the index's codes")
@@ -108,7 +112,8 @@ class HammingIndex:
         if radius is not None and radius < 0:
             raise InputError("a whole number of at least 0", key="radius", value=radius)
         reach = self.bits if radius is None else min(radius, self.bits)
-        if not self._size or len(queries) * self._size < SMALL:  # not worth loading numba
+        few = len(queries) * self._size < SMALL and not self.lasting
+        if few or not self._size:  # not worth loading numba
             return [_few(query, self._joined(), self.bits, k, reach) for query in queries]
         slices = self._slices()
         with ThreadPoolExecutor(self.threads, "search") as pool:
@@ -145,7 +150,7 @@ class HammingIndex:
                 rows, distances = scan(query, codes, room, radius)
             return rows + start, distances
 
-        found = list(pool.map(near, slices) if self.threads > 1 else map(near, slices))
+        found = list(pool.map(near, slices) if len(slices) > 1 else map(near, slices))
         rows = np.concatenate([rows for rows, _ in found])
         distances = np.concatenate([distances for _, distances in found])
         best = np.argsort(distances, kind="stable")[:k]

@@ -147,10 +147,41 @@ class Gallery:
             return str(self._names["name"][row].as_py())
         return self.trained.dataset.index().keys[int(self._rows[row])]
 
+    def code(self, row: int) -> NDArray[np.uint8]:
+        """Return an item's packed code (ceil(B / 8),)."""
+        for part in self.codes:
+            if row < len(part):
+                code: NDArray[np.uint8] = part[row]
+                return code
+            row -= len(part)
+        raise IndexError(row)
+
     def classes(self, row: int) -> list[str] | None:
         """Return the names of an item's classes, where they are known."""
         member = self.member(row)
         return None if member is None else classes_of(self.trained, member)
+
+    def relevant(self, rows: NDArray[np.int64], classes: list[str] | None) -> int | None:
+        """Return how many items have one of the classes; None where theirs are not known.
+
+        Args:
+            rows: (n,) of the gallery.
+            classes: names; None or none at all is not known either.
+        """
+        if self._names is None:
+            members = self._rows[rows]
+        else:
+            column = self._names["row"].take(rows)
+            if column.null_count:
+                return None
+            members = column.to_numpy()
+        if not classes:
+            return None
+        index = self.trained.dataset.index()
+        wanted = [index.classes.index(name) for name in classes]
+        labels = np.asarray(index.labels)[members]
+        has = labels[:, wanted].any(axis=1) if index.multi_label else np.isin(labels, wanted)
+        return int(has.sum())
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """Return an item's image (H, W, 3) uint8, not longer than 512 pixels.

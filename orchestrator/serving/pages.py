@@ -43,12 +43,14 @@ class Answer:
         image: (H, W, 3) uint8.
         code: its bits as text.
         found: nearest first.
+        beyond: how many more are as near as the last; None where that is not known.
     """
 
     name: str
     image: NDArray[np.uint8]
     code: str
     found: list[Match]
+    beyond: int | None
 
 
 def assets() -> Path:

@@ -17,7 +17,12 @@ ENGINES: tuple[Engine, ...] = ("exact", "faiss", "faiss-ivf")
 
 
 def index_of(
-    gallery: Gallery, engine: Engine = "exact", *, nprobe: int = 8, threads: int = 1
+    gallery: Gallery,
+    engine: Engine = "exact",
+    *,
+    nprobe: int = 8,
+    threads: int = 1,
+    lasting: bool = False,
 ) -> Index:
     """Return what searches in a gallery.
 
@@ -27,13 +32,14 @@ def index_of(
             about 4 sqrt(N) cells and looks at ``nprobe`` of them.
         nprobe: see above; not more than there are cells.
         threads: that share the work; they change no result of "exact" and "faiss".
+        lasting: whether many searches are to come.
 
     Raises:
         InputError: faiss is asked for and not installed.
     """
     bits = gallery.trained.bits
     if engine == "exact":
-        return HammingIndex(gallery.codes, bits, threads=threads)
+        return HammingIndex(gallery.codes, bits, threads=threads, lasting=lasting)
     codes = np.concatenate(gallery.codes)
     if engine == "faiss":
         return FaissIndex(codes, bits, threads=threads)
@@ -72,6 +78,22 @@ def matches(gallery: Gallery, hits: Hits) -> list[Match]:
         Match(rank, row, distance, gallery.name(row), gallery.classes(row))
         for rank, (row, distance) in enumerate(pairs, start=1)
     ]
+
+
+def beyond(index: Index, code: NDArray[np.uint8], hits: Hits, k: int | None) -> int | None:
+    """Return how many items are as near as the last match and not among the k; None: not known.
+
+    Args:
+        index: that was searched; only one that finds all within a radius can tell.
+        code: (1, ceil(B / 8)) what was searched.
+        hits: found.
+        k: asked for.
+    """
+    if not isinstance(index, HammingIndex):
+        return None
+    if k is None or len(hits.rows) < k:
+        return 0
+    return len(index.search(code, None, radius=int(hits.distances[-1]))[0].rows) - k
 
 
 def bits_text(code: NDArray[np.uint8], bits: int) -> str:

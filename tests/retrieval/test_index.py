@@ -40,10 +40,8 @@ ASKED = [(1, None), (10, None), (None, 5), (7, 4), (400, None), (1000, 1000), (3
 def test_what_is_found_is_what_a_sort_of_all_distances_finds(monkeypatch, bits, compiled) -> None:
     rng = np.random.default_rng(bits)
     codes, queries = drawn(rng, 400, bits), drawn(rng, 2, bits)
-    if compiled:
-        monkeypatch.setattr("retrieval.index.SMALL", 0)
-        monkeypatch.setattr("retrieval.index._ROOM", 4)  # has to grow
-    index = HammingIndex(codes, bits)
+    monkeypatch.setattr("retrieval.index._ROOM", 4)  # has to grow
+    index = HammingIndex(codes, bits, lasting=compiled)
     assert len(index) == 400
     for k, radius in ASKED:
         found = index.search(queries, k, radius)
@@ -86,12 +84,14 @@ def test_few_comparisons_do_not_load_the_compiler(monkeypatch) -> None:
     codes = np.packbits(np.eye(16, dtype=bool), axis=1)
     found = HammingIndex([codes[:5], codes[5:]], 16).search(codes[7:8], 3)
     assert as_lists(found[0]) == ([7, 0, 1], [0, 2, 2])
+    with pytest.raises(ImportError):
+        HammingIndex(codes, 16, lasting=True).search(codes[7:8], 3)
 
 
-def test_an_empty_index_finds_nothing(monkeypatch) -> None:
-    for small in (0, 2**22):
-        monkeypatch.setattr("retrieval.index.SMALL", small)
-        found = HammingIndex(np.empty((0, 2), np.uint8), 16).search(np.zeros((2, 2), np.uint8), 5)
+def test_an_empty_index_finds_nothing() -> None:
+    for lasting in (False, True):
+        index = HammingIndex(np.empty((0, 2), np.uint8), 16, lasting=lasting)
+        found = index.search(np.zeros((2, 2), np.uint8), 5)
         assert [as_lists(one) for one in found] == [([], []), ([], [])]
 
 

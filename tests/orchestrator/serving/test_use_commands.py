@@ -336,6 +336,10 @@ def test_what_is_found_is_what_a_sort_of_all_distances_finds(
         assert [match["name"] for match in found] == [keys[rows[row]] for _, row in wanted]
         assert [match["classes"] for match in found] == [[str(labels[rows[r]])] for _, r in wanted]
         assert answer["code"] == "".join(map(str, np.unpackbits(query)))
+        # Ties that the number cuts off are counted.
+        reach = wanted[-1][0] if len(wanted) == most else -1
+        as_near = sum(distance <= reach for distance, _ in oracle(query, codes))
+        assert answer["equally_near_beyond"] == max(0, as_near - len(wanted))
 
 
 def test_an_index_of_ones_own_is_searched_with_its_names(
@@ -354,6 +358,11 @@ def test_an_index_of_ones_own_is_searched_with_its_names(
         [str(rank), str(distance), str(row), str(order(photos)[row])]
         for rank, (distance, row) in enumerate(wanted, start=1)
     ]
+    few = asymbench("search", "csch", query, "--index", str(tmp_path / "own"), "-k", "1")
+    tied = sum(distance == wanted[0][0] for distance, _ in wanted) - 1
+    assert few.out.splitlines()[3:] == (
+        [f"and {tied} more at {wanted[0][0]} bit{'' if wanted[0][0] == 1 else 's'}"] * bool(tied)
+    )
 
 
 def test_pages_and_pictures_show_the_query_and_what_was_found(
