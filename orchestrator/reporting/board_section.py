@@ -15,7 +15,8 @@ _CHOICES = 60
 def board_section(boards: Sequence[Leaderboard]) -> Section:
     """Return the tables of a study, with filters where there is something to choose."""
     title = "Leaderboard"
-    if not boards:
+    cells = [cell for board in boards for line in board.lines for cell in line.cells if cell]
+    if not cells:
         return Section("leaderboard", title, why="no trial is scored on the test queries")
     columns = [column for board in boards for column in board.columns]
     filters = [
@@ -24,7 +25,6 @@ def board_section(boards: Sequence[Leaderboard]) -> Section:
         ("pair", "Pairs", _names(board.pair for board in boards)),
         ("bits", "Bits", [str(bits) for bits in sorted({column.bits for column in columns})]),
     ]
-    cells = [cell for board in boards for line in board.lines for cell in line.cells if cell]
     body = render(
         "leaderboard",
         boards=boards,

@@ -9,6 +9,7 @@ tables of numbers. Equal values give equal bytes.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,13 +68,20 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return values and texts of its marks."""
-        if not self.log:
-            return round_ticks(self.low, self.high)
+        marks = self._powers() if self.log else []
+        if len(marks) < 2:
+            marks = [0.0 if abs(m) < 1e-12 else m for m, _ in round_ticks(self.low, self.high)]
+        texts = [short(mark) for mark in marks]
+        if len(set(texts)) < len(texts):
+            texts = [f"{mark:.9g}" for mark in marks]
+        return list(zip(marks, texts, strict=True))
+
+    def _powers(self) -> list[float]:
+        """Return the round numbers of a logarithmic axis."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         steps = (1,) if last - first > 2 else (1, 3) if last - first > 1 else (1, 2, 5)
         marks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-        inside = (self.low * (1 - 1e-9), self.high * (1 + 1e-9))
-        return [(mark, short(mark)) for mark in marks if inside[0] <= mark <= inside[1]]
+        return [m for m in marks if self.low * (1 - 1e-9) <= m <= self.high * (1 + 1e-9)]
 
 
 def axis(title: str, values: Sequence[float], *, log: bool = False, zero: bool = False) -> Axis:
@@ -213,32 +221,63 @@ def cloud_chart(name: str, told: str, classes: Sequence[Series]) -> Markup:
     from markupsafe import Markup, escape
 
     side = HEIGHT
-    xs = [x for one in classes for x, _ in one.points]
-    ys = [y for one in classes for _, y in one.points]
-    low = (min(xs), min(ys))
-    wide = max(max(xs) - low[0], max(ys) - low[1]) or 1.0
-    scale = (side - 24) / wide
+    points = [point for one in classes for point in one.points]
+    (left, right), (low, high) = (_ends([point[i] for point in points]) for i in (0, 1))
+    scale = (side - 24) / (max(right - left, high - low) or 1.0)
 
-    def at(x: float, y: float) -> tuple[str, str]:
-        return _number(12 + (x - low[0]) * scale), _number(side - 12 - (y - low[1]) * scale)
+    def at(x: float, y: float) -> tuple[float, float]:
+        half = side / 2
+        return half + (x - (left + right) / 2) * scale, half - (y - (low + high) / 2) * scale
 
-    dots, names = [], []
+    dots = []
     for one in classes:
-        places = [at(x, y) for x, y in one.points]
+        places = (tuple(map(_number, at(x, y))) for x, y in one.points)
         path = "".join(f"M{x} {y}h0" for x, y in places)
         dots.append(
             f'<g class="series c{one.style % COLOURS}" data-name="{escape(one.name)}">'
             f'<title>{escape(one.name)}</title><path class="dots" d="{path}"/></g>'
         )
-        middle = sorted(one.points)[len(one.points) // 2]
-        x, y = at(*middle)
-        anchor = "end" if float(x) > side * 0.75 else "start" if float(x) < side / 4 else "middle"
-        names.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(one.name)}</text>')
+    middles = [(one.name, *at(*_middle(one.points))) for one in classes]
+    names = [
+        f'<text x="{_number(x)}" y="{_number(y)}" text-anchor="middle">{escape(name)}</text>'
+        for name, x, y in _apart(middles, side)
+    ]
     return Markup(
         f'<svg class="chart cloud" viewBox="0 0 {_number(side)} {_number(side)}" role="img" '
         f'aria-label="{escape(f"{name}. {told}")}">{"".join(dots)}'
         f'<g class="names" aria-hidden="true">{"".join(names)}</g></svg>'
     )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _middle(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the median of both coordinates."""
+    return statistics.median(x for x, _ in points), statistics.median(y for _, y in points)
+
+
+def _apart(
+    names: Sequence[tuple[str, float, float]], side: float
+) -> list[tuple[str, float, float]]:
+    """Return texts where none lies on another or leaves the drawing, from the top down."""
+    letter, line = 6.6, 13.0
+    placed: list[tuple[str, float, float]] = []
+    for name, x, y in sorted(names, key=lambda one: (one[2], one[1])):
+        half = min(len(name) * letter, side) / 2
+        x, y = min(max(x, half), side - half), min(max(y, line), side - 2)
+        for _ in names:
+            under = [
+                other
+                for text, at, other in placed
+                if abs(at - x) < half + len(text) * letter / 2 and abs(other - y) < line
+            ]
+            if not under:
+                break
+            y = max(under) + line
+        placed.append((name, x, y))
+    return placed
 
 
 def swatch(style: int, *, mark: bool = False) -> Markup:

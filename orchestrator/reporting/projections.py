@@ -21,6 +21,7 @@ from orchestrator.store import digest, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
+    from markupsafe import Markup
     from numpy.typing import NDArray
 
     from orchestrator.plan import Plan
@@ -81,19 +82,37 @@ def projections_section(plan: Plan, panels: Sequence[Panel], folder: Path) -> Se
         OSError: the folder cannot be written.
     """
     title = "Maps of the codes"
-    wanted = [(panel, entry) for panel in _longest(panels) for entry in best_settings(panel)]
+    wanted = [(panel, *one) for panel in _longest(panels) for one in galleries(panel)]
     samples = {dataset.label: _sample(dataset) for dataset in plan.datasets} if wanted else {}
-    known = [(p, e, s) for p, e in wanted if (s := samples[p.column.dataset]) is not None]
+    known = [(*one, s) for one in wanted if (s := samples[one[0].column.dataset]) is not None]
     if not known:
         why = "no trial is scored yet" if not wanted else "too few gallery images of one class"
         return Section("maps", title, why=why)
-    shown: dict[int, tuple[Panel, list[tuple[Entry, object]], str]] = {}
-    for panel, entry, sample in known[:MAPS]:
-        points = _kept(folder, entry.first, sample, panel.column.bits)
-        chart = _chart(entry, sample, points)
-        shown.setdefault(panel.number, (panel, [], sample.told))[1].append((entry, chart))
-    left = len(known) - MAPS
-    return Section("maps", title, render("maps", panels=list(shown.values()), left=max(left, 0)))
+    shown: dict[int, tuple[Panel, list[tuple[str, Markup]], str]] = {}
+    for panel, name, one, sample in known[:MAPS]:
+        chart = _chart(name, sample, _kept(folder, one, sample, panel.column.bits))
+        shown.setdefault(panel.number, (panel, [], sample.told))[1].append((name, chart))
+    left = [name for _, name, _, _ in known[MAPS:]]
+    return Section("maps", title, render("maps", panels=list(shown.values()), left=left))
+
+
+def galleries(panel: Panel) -> list[tuple[str, TrialResult]]:
+    """Return the galleries of a panel: the methods that rank it, and a trial that has it.
+
+    Several methods may share one; a map is the same for all of them.
+    """
+    shared: dict[str, list[Entry]] = {}
+    for entry in best_settings(panel):
+        shared.setdefault(_gallery(entry.first), []).append(entry)
+    return [
+        (", ".join(entry.method for entry in entries), entries[0].first)
+        for entries in shared.values()
+    ]
+
+
+def _gallery(one: TrialResult) -> str:
+    """Return the id of the stage that made a trial's gallery codes."""
+    return one.trial.stages.get("joint") or one.trial.stages["gallery"]
 
 
 def _longest(panels: Sequence[Panel]) -> list[Panel]:
@@ -145,13 +164,13 @@ def _sample(dataset: Dataset) -> Sample | None:
     return Sample(drawn, classes[drawn].astype(np.int64), names, told)
 
 
-def _chart(entry: Entry, sample: Sample, points: Floats) -> object:
+def _chart(name: str, sample: Sample, points: Floats) -> Markup:
     series = []
-    for style, (number, name) in enumerate(sample.names.items()):
+    for style, (number, title) in enumerate(sample.names.items()):
         own = points[sample.classes == number].tolist()
         if own:
-            series.append(Series(name, style, tuple((x, y) for x, y in own)))
-    return cloud_chart(f"Gallery codes of {entry.method}", "A dot an image.", series)
+            series.append(Series(title, style, tuple((x, y) for x, y in own)))
+    return cloud_chart(f"Gallery codes of {name}", "A dot an image.", series)
 
 
 def _kept(folder: Path, one: TrialResult, sample: Sample, bits: int) -> Floats:
@@ -159,7 +178,7 @@ def _kept(folder: Path, one: TrialResult, sample: Sample, bits: int) -> Floats:
     import numpy as np
     import sklearn
 
-    stage = one.trial.stages.get("joint") or one.trial.stages["gallery"]
+    stage = _gallery(one)
     made_of = {
         "stage": stage,
         "places": sample.places.tolist(),

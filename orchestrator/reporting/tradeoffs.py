@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,11 @@ COSTS = (
 )
 
 
+_APART = 1.05
+"""Largest cost over the smallest up to which a cost is as good as equal: the networks are the
+same, and only their hash layers differ."""
+
+
 def tradeoffs_section(points: Sequence[EfficiencyPoint], styles: Mapping[str, int]) -> Section:
     """Return scatter plots of mAP, with the line of those that nothing beats.
 
@@ -55,10 +60,10 @@ def tradeoffs_section(points: Sequence[EfficiencyPoint], styles: Mapping[str, in
         for cost in (*COSTS, *_latency_costs(here)):
             known = [(value, p) for p in here if (value := cost.of(p)) is not None]
             values = {value for value, _ in known}
-            if len(values) > 1:
+            if values and max(values) > _APART * min(values):
                 charts.append(_chart(cost, known, styles))
             elif known:
-                equal.append(f"{cost.name} {short(values.pop())} in all of {dataset}")
+                equal.append(f"{cost.name}: {_range(values)} in all of {dataset}")
         if charts:
             methods = dict.fromkeys(point.method for point in here)
             shown.append((f"{dataset}, mAP@{at}", charts, [(m, styles[m]) for m in methods]))
@@ -69,6 +74,11 @@ def tradeoffs_section(points: Sequence[EfficiencyPoint], styles: Mapping[str, in
     return Section(
         "cost", title, render("tradeoffs", groups=shown, equal=equal, measured=measured)
     )
+
+
+def _range(values: Collection[float]) -> str:
+    low, high = short(min(values)), short(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _latency_costs(points: Sequence[EfficiencyPoint]) -> list[Cost]:
