@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 )
 @click.option("--int8", is_flag=True, help="Also quantize the query network to 8-bit integers.")
 @click.option(
-    "--images", "folder", metavar="FOLDER", help="Check on these images, not on test queries."
+    "--images",
+    metavar="PATH",
+    help="Check on these images, a folder, zip or file, not on test queries.",
 )
 @click.option(
     "--count",
@@ -72,7 +74,7 @@ def export(
     side: str,
     kind: str | None,
     int8: bool,
-    folder: str | None,
+    images: str | None,
     count: int,
     tolerance: float,
     no_check: bool,
@@ -98,7 +100,7 @@ def export(
         input=kind or ("tensor" if form == "safetensors" else "pixels"),  # type: ignore[arg-type]
         int8=int8,
         check=not no_check,
-        images=None if folder is None else Path(folder).expanduser(),
+        images=images,
         count=count,
         tolerance=tolerance,
         threads=threads,
@@ -113,7 +115,7 @@ def export(
         done = run(opened, wanted, target, force=force, say=_say)
     except NotEqualError as error:
         _tell_difference(error, as_json)
-        raise click.exceptions.Exit(EXIT_FAILED) from None
+        raise SystemExit(EXIT_FAILED) from None
     if as_json:
         echo_json(done.to_json())
     else:
@@ -129,11 +131,16 @@ def _say(line: str) -> None:
 def _tell_difference(error: NotEqualError, as_json: bool) -> None:
     if as_json:
         echo_json({"folder": None, "check": error.parity.to_json()})
+    parity = error.parity
     click.echo(
-        f"asymbench: the exported network does not give the same codes, and was removed: "
-        f"{error.parity.text()}",
+        f"asymbench: the exported network does not give the same codes, and was removed:\n"
+        f"    {parity.text()}",
         err=True,
     )
+    if parity.rounding:
+        click.echo(
+            "    if sums of outputs this large may round so, allow it with --tolerance", err=True
+        )
 
 
 def _lines(done: Exported) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from orchestrator.serving.export_folder import CONFIG, MADE_BY, check_folder, placed
 from orchestrator.serving.export_readme import readme
 from orchestrator.serving.parity import TOLERANCE, Network, Parity, compare, outputs
-from orchestrator.serving.parity_images import Sample, folder_sample, query_sample
+from orchestrator.serving.parity_images import Sample, given_sample, query_sample
 from orchestrator.serving.parity_speed import Speed, latency
 from orchestrator.serving.quantize import calibration_rows, quantize
 from orchestrator.store import canonical, file_digest, write_json
@@ -75,7 +75,7 @@ class Wanted:
             float32 (N, 3, S, S) in [0, 1].
         int8: also quantize it.
         check: whether to compare with torch.
-        images: folder of images to compare on; None takes test queries of the dataset.
+        images: a folder, zip or file to compare on; None takes test queries of the dataset.
         count: how many images to compare on.
         tolerance: outputs this near to zero may change sign.
         threads: of the comparison of speed.
@@ -86,7 +86,7 @@ class Wanted:
     input: Input = "pixels"
     int8: bool = False
     check: bool = True
-    images: Path | None = None
+    images: str | None = None
     count: int = IMAGES
     tolerance: float = TOLERANCE
     threads: int = 1
@@ -294,7 +294,7 @@ class _Export:
     def _sample(self) -> Sample:
         wanted = self.wanted
         if wanted.images is not None:
-            return folder_sample(self.side, wanted.images, wanted.count)
+            return given_sample(self.side, wanted.images, wanted.count)
         return query_sample(self.side, wanted.count)
 
     def _load(self, model: str, **options: Any) -> Network:

@@ -47,6 +47,13 @@ _WHAT = (
     "gallery network of the same trial."
 )
 
+_TENSOR = "# images: float32 (N, 3, {size}, {size}) in [0, 1], as prepare in encode.py makes them"
+
+_OUTPUTS = """\
+- `codes`: uint8 (N, {width}), the code: bit 1 where h >= 0, most significant bit first, the last
+  byte padded with 0.
+- `h`: float32 (N, {bits}), before the sign."""
+
 _STORED = (
     "It was trained on images stored as squares of {stored} px: turned upright, resized with "
     "Pillow's bicubic filter to a shorter side of {stored} px, the centre cut out (`read_image` "
@@ -71,10 +78,11 @@ def readme(config: dict[str, Any], models: list[str], int8: dict[str, Any] | Non
         f"    {_RUNS[config['format']]}\n    python encode.py photo.jpg",
         "## The network",
         _FORMATS[config["format"]],
-        "- " + _INPUTS[config["input"]].format(size=config["size"]),
-        f"- `codes`: uint8 (N, {width}), the code: bit 1 where h >= 0, most significant bit first"
-        + (", the last byte padded with 0." if bits % 8 else "."),
-        f"- `h`: float32 (N, {bits}), before the sign.",
+        "- "
+        + _INPUTS[config["input"]].format(size=config["size"])
+        + "\n"
+        + _OUTPUTS.format(bits=bits, width=width),
+        f"```python\n{snippet(config)}```",
         _STORED.format(stored=stored),
     ]
     if "check" in config:
@@ -83,6 +91,63 @@ def readme(config: dict[str, Any], models: list[str], int8: dict[str, Any] | Non
         blocks += ["## 8-bit integers", _int8(models[1], config, int8)]
     blocks += ["## Where it comes from", _origin(config)]
     return "\n\n".join(blocks) + "\n"
+
+
+def snippet(config: dict[str, Any]) -> str:
+    """Return a few lines of Python that encode what the graph takes, without asymbench.
+
+    They read the model in the working directory, and the image ``photo.jpg`` or ``images``.
+    """
+    if config["format"] == "safetensors":
+        return _rebuilding(config)
+    imports, images = [], _TENSOR.format(size=config["size"])
+    if config["input"] == "pixels":
+        imports = ["import numpy as np", "from PIL import Image"]
+        images = 'images = np.asarray(Image.open("photo.jpg").convert("RGB"))[None]'
+    if config["format"] == "onnx":
+        imports.insert(1, "import onnxruntime")
+        session = 'session = onnxruntime.InferenceSession("model.onnx")'
+        call = 'codes, h = session.run(["codes", "h"], {"images": images})'
+    else:
+        imports.insert(1, "import torch")
+        session = 'network = torch.jit.load("model.pt")'
+        call = "codes, h = network(torch.tensor(images))"
+    return "\n".join([*imports, "", session, images, call]) + "\n"
+
+
+def _rebuilding(config: dict[str, Any]) -> str:
+    """Return how timm and torch build the network from its weights."""
+    backbone = config["backbone"]
+    arguments = "".join(f", {name}={value!r}" for name, value in backbone["arguments"].items())
+    head = "".join(f"    torch.nn.{_layer(layer)},\n" for layer in config["head"])
+    return f"""\
+import timm
+import torch
+from safetensors.torch import load_file
+
+network = torch.nn.Module()
+network.backbone = timm.create_model({backbone["name"]!r}{arguments})
+network.head = torch.nn.Sequential(
+{head})
+network.load_state_dict(load_file("model.safetensors"))
+network.eval()
+mean = torch.tensor({config["mean"]!r}).view(1, 3, 1, 1)
+std = torch.tensor({config["std"]!r}).view(1, 3, 1, 1)
+{_TENSOR.format(size=config["size"])}
+with torch.inference_mode():
+    h = network.head(network.backbone((torch.tensor(images) - mean) / std))
+codes = h >= 0
+"""
+
+
+def _layer(layer: dict[str, Any]) -> str:
+    """Return a layer of the hash head as torch.nn builds it."""
+    return {
+        "linear": "Linear({inputs}, {outputs}, bias={bias})",
+        "batch_norm": "BatchNorm1d({features}, eps={eps!r})",
+        "relu": "ReLU()",
+        "dropout": "Dropout()",
+    }[layer["layer"]].format(**layer)
 
 
 def _checked(check: dict[str, Any]) -> str:

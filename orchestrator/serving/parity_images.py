@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import DatasetError, InputError
-from retrieval.images import ImageStore, decode_bytes
+from retrieval.errors import InputError
+from retrieval.images import ImageStore
 from retrieval.streams import generator
 
 if TYPE_CHECKING:
@@ -71,37 +70,24 @@ def query_sample(side: TrainedSide, count: int) -> Sample:
     return split_sample(side, "test queries", rows)
 
 
-def folder_sample(side: TrainedSide, folder: Path, count: int) -> Sample:
-    """Return the first images of a folder, in the order of their paths.
+def given_sample(side: TrainedSide, given: str, count: int) -> Sample:
+    """Return somebody's own images, as the trial's dataset would store them.
 
     Args:
         side: of a trial, which says at what size images are stored.
-        folder: with image files, however deep; hidden ones are left out.
-        count: how many at most.
+        given: a folder, a zip, a file or a pattern; see `orchestrator.serving.photos`.
+        count: how many at most, the first in the order of their paths.
 
     Raises:
-        InputError: there is no such folder, no file in it, or one that is no image.
+        InputError: there is no such file, no image in it, or one that cannot be read.
     """
-    if not folder.is_dir():
-        raise InputError("there is no such folder", key=KEY, value=str(folder))
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
-    if not paths:
-        raise InputError("there are no images in this folder", key=KEY, value=str(folder))
-    squares = [side.squares([_decoded(path, folder)]) for path in paths[:count]]
-    images = np.concatenate(squares)
-    return Sample(f"images of {folder}", images, np.arange(len(images), dtype=np.int64))
+    from orchestrator.serving.photos import PhotoReader, find_photos
 
-
-def _decoded(path: Path, folder: Path) -> NDArray[np.uint8]:
     try:
-        return decode_bytes(path.read_bytes(), str(path.relative_to(folder)))
-    except DatasetError as error:
-        raise InputError(
-            f"all files of this folder must be images: {error.problem}",
-            key=KEY,
-            value=str(folder),
-        ) from None
+        photos = find_photos([given])[:count]
+        with PhotoReader() as reader:
+            squares = [side.squares([reader.read(photo)]) for photo in photos]
+    except InputError as error:
+        raise InputError(error.problem, key=KEY, value=given) from None
+    images = np.concatenate(squares)
+    return Sample(f"images of {given}", images, np.arange(len(images), dtype=np.int64))
