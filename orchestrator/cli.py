@@ -13,11 +13,13 @@ import click
 from orchestrator import (
     cluster_commands,
     data_commands,
+    demo_commands,
     doctor_commands,
     efficiency_commands,
     export_commands,
     measure_commands,
     plan_commands,
+    report_commands,
     run_commands,
     sync_commands,
     use_commands,
@@ -29,11 +31,8 @@ from orchestrator.command_line import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
     Choice,
-    check_output,
     echo_json,
     json_option,
-    open_study,
-    set_option,
     short,
     table,
 )
@@ -91,35 +90,6 @@ def list_(what: str, as_json: bool) -> None:
         click.echo(f"{name}: cannot be imported: {type(error).__name__}: {error}", err=True)
 
 
-@cli.command()
-@click.argument("study")
-@set_option
-@json_option
-@click.option(
-    "--format",
-    "form",
-    type=Choice("format", ["text", "md", "csv", "json"]),
-    default="text",
-    show_default=True,
-    help="Tables as text or Markdown; one row a trial as CSV or JSON.",
-)
-@click.option("-o", "--output", help="Write to a file.")
-def report(
-    study: str, overrides: tuple[str, ...], as_json: bool, form: str, output: str | None
-) -> None:
-    """Print a study's table from the store. Trains nothing; missing trials show as '-'."""
-    from orchestrator.reports import report_text
-    from retrieval.atomic import write_atomic
-
-    path = check_output(output)
-    session = open_study(study, overrides, ran=True)
-    text = report_text(session, "json" if as_json else form)
-    if path is None:
-        click.echo(text, nl=False)
-    else:
-        write_atomic(path, text.encode())
-
-
 _USERS = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
 _USERS_NUMBERS = {errno.ENAMETOOLONG, errno.EROFS, errno.EISDIR, errno.ELOOP}
 
@@ -166,6 +136,7 @@ def _complain(message: str) -> None:
 cli.add_command(run_commands.run)
 cli.add_command(run_commands.tune)
 cli.add_command(plan_commands.plan)
+cli.add_command(report_commands.report)
 cli.add_command(watch_commands.status)
 cli.add_command(watch_commands.logs)
 cli.add_command(measure_commands.evaluate)
@@ -180,6 +151,7 @@ cli.add_command(doctor_commands.doctor)
 cli.add_command(use_commands.encode)
 cli.add_command(use_commands.index)
 cli.add_command(use_commands.search)
+cli.add_command(demo_commands.demo)
 
 
 def main() -> None:
