@@ -22,6 +22,7 @@ from orchestrator import (
     report_commands,
     run_commands,
     sync_commands,
+    ui_commands,
     use_commands,
     watch_commands,
 )
@@ -147,6 +148,7 @@ cli.add_command(data_commands.prepare)
 cli.add_command(data_commands.describe)
 cli.add_command(cluster_commands.cluster)
 cli.add_command(sync_commands.sync)
+cli.add_command(ui_commands.ui)
 cli.add_command(doctor_commands.doctor)
 cli.add_command(use_commands.encode)
 cli.add_command(use_commands.index)
