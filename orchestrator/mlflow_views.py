@@ -11,7 +11,15 @@ import uuid
 from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
-__all__ = ["CURRENT", "TABLE", "compare_link", "experiment_link", "models_link", "saved_views"]
+__all__ = [
+    "CHARTS",
+    "CURRENT",
+    "TABLE",
+    "compare_link",
+    "experiment_link",
+    "models_link",
+    "saved_views",
+]
 
 CURRENT = "tags.superseded_by IS NULL"
 """Filter of the runs that belong to a study as it is now."""

@@ -57,6 +57,7 @@ from orchestrator.tracking_records import (
 from orchestrator.tracking_records import number as _number
 from orchestrator.tracking_studies import KEY_TAG, SUPERSEDED_TAG, forget, replaced, update_study
 from orchestrator.tracking_uri import default_uri, is_server, sqlite_path, sqlite_uri
+from retrieval.errors import InputError
 
 __all__ = [
     "KEY_TAG",
@@ -69,6 +70,7 @@ __all__ = [
     "TrackingFailure",
     "TrackingReport",
     "default_uri",
+    "find_runs",
     "mirror_digest",
 ]
 
@@ -646,7 +648,7 @@ class MlflowTracker:
                 return
             if job.first != first or (not last and now < max(job.retry_at, self._away_until)):
                 continue
-            sending = any(
+            sending = not first and any(
                 run.pending and not run.error and run.record.experiment == job.experiment
                 for run in self._runs.values()
             )
@@ -1462,3 +1464,38 @@ def _import_mlflow() -> Any:
         for name in ("mlflow", "alembic", "sqlalchemy.engine"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     return mlflow
+
+
+def find_runs(uri: str, experiment: str, keys: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Look up an experiment and runs of it.
+
+    Args:
+        uri: of the tracker.
+        experiment: name.
+        keys: of the runs.
+
+    Returns:
+        Its id, None where there is none; the ids of the runs that there are, in order.
+
+    Raises:
+        InputError: the tracker does not answer.
+    """
+    mlflow = _import_mlflow()
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return None, []
+        runs = []
+        for key in keys:
+            quoted = key.replace("'", "")
+            text = f"tags.`{KEY_TAG}` = '{quoted}'"
+            some = client.search_runs([found.experiment_id], text, max_results=1)
+            runs += [run.info.run_id for run in some]
+    except mlflow.exceptions.MlflowException as error:
+        raise InputError(
+            f"MLflow does not answer: {redact(' '.join(str(error).split())[:200])}",
+            key="tracking.uri",
+            value=redact(uri),
+        ) from None
+    return str(found.experiment_id), runs
