@@ -61,7 +61,7 @@ class ConnectError(ValueError):
     """No Ray cluster answers at the address, or one that this process cannot work with."""
 
 
-_STARTS = 3
+_STARTS = 5
 _KNOCK_SECONDS = 10.0
 _TOO_SLOW = "timed out during startup"
 
@@ -153,9 +153,14 @@ def _local(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[None]:
             break
         except Exception as error:  # of no class of its own
             # Ray waits 30 s for its own processes, which is too short on a busy machine.
-            if _TOO_SLOW not in str(error) or not left:
+            if _TOO_SLOW not in str(error):
                 raise
             ray.shutdown()
+            if not left:
+                raise ConnectError(
+                    f"Ray's own processes did not start within 30 s, {_STARTS} times in a row: "
+                    "this machine is too busy; run the same command again when it is less so"
+                ) from None
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     try:
         yield
