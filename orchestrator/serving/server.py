@@ -221,7 +221,7 @@ class Demo:
             data = await asyncio.to_thread(lambda: jpeg(shrunk(image())))
         except DatasetError as error:
             raise _Refused(404, f"cannot be read any more: {error.problem}") from None
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+        return Response(data, media_type="image/jpeg")
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

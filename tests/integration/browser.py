@@ -1,8 +1,8 @@
 """Pages in a real browser: Chromium without a window, driven by Playwright.
 
-A page that is opened here may load local files alone, and may not complain: whatever the console
-says as a warning or an error, an exception of a script and a request to anywhere else fail the
-test that opened it.
+A page that is opened here may load local files alone, or, where it comes from a server of the test
+itself, what that server has; and it may not complain: whatever the console says as a warning or an
+error, an exception of a script and a request to anywhere else fail the test that opened it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 PATIENCE = 60_000
 """Milliseconds after which a page hangs, also on a machine that does much else."""
 _LOCAL = ("file:", "data:", "blob:", "about:")
+_SERVER = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}/")
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def opened(
     started: Browser,
-    path: Path,
+    path: Path | str,
     *,
     width: int = 1280,
     height: int = 900,
@@ -78,11 +79,12 @@ def opened(
     permissions: Sequence[str] = (),
     before: str = "",
 ) -> Iterator[Page]:
-    """Open a file as a page.
+    """Open a file as a page, or a page of a server that the test started.
 
     Args:
         started: from ``browser``.
-        path: of the file.
+        path: of the file; or a URL that begins with ``http://127.0.0.1:PORT/``, and the page may
+            ask for what begins with the same and for nothing else.
         width, height: of the window in CSS pixels.
         scheme: of colours, that the reader prefers.
         touch: whether the device has a finger instead of a mouse.
@@ -92,6 +94,10 @@ def opened(
     Raises:
         AssertionError: at the end of the block, what the page complained of or asked for.
     """
+    server = _SERVER.match(path) if isinstance(path, str) else None
+    if isinstance(path, str) and server is None:
+        raise ValueError(f"no page of a server on this machine: {path}")
+    local = (server[0], "data:", "blob:", "about:") if server is not None else _LOCAL
     context = started.new_context(
         viewport={"width": width, "height": height},
         color_scheme=scheme,
@@ -101,26 +107,31 @@ def opened(
     )
     try:
         context.set_default_timeout(PATIENCE)
-        context.route(re.compile(r"^(https?|wss?|ftp):"), lambda route: route.abort())
+        context.route(
+            lambda url: (
+                re.match(r"(https?|wss?|ftp):", url) is not None and not url.startswith(local)
+            ),
+            lambda route: route.abort(),
+        )
         if before:
             context.add_init_script(before)
         page = context.new_page()
         problems: list[str] = []
-        _listen(page, problems)
-        page.goto(path.absolute().as_uri())
+        _listen(page, problems, local)
+        page.goto(path if isinstance(path, str) else path.absolute().as_uri())
         yield page
         assert not problems, "\n".join(problems)
     finally:
         context.close()
 
 
-def _listen(page: Page, problems: list[str]) -> None:
+def _listen(page: Page, problems: list[str], local: tuple[str, ...]) -> None:
     def said(message: Any) -> None:
         if message.type in ("warning", "error"):
             problems.append(f"console {message.type}: {message.text}")
 
     def asked(request: Any) -> None:
-        if not request.url.startswith(_LOCAL):
+        if not request.url.startswith(local):
             problems.append(f"request: {request.url}")
 
     page.on("console", said)

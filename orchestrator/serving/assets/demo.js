@@ -104,7 +104,7 @@ function within(answer) {
     : `, ${count(right)} of ${items === 1 ? "it" : "them"} of its class ` +
       `(${(100 * right / items).toFixed(0)} %)`;
   const some = items > answer.matches.length
-    ? `; ${answer.matches.length} are shown, of equally near ones some from everywhere` : "";
+    ? `; ${answer.matches.length} are shown, ties evenly over the gallery` : "";
   return said + share + some;
 }
 
