@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _SCORES = "average_precision.npy"
 
+ALPHA, STRICT = 0.05, 0.01
+"""Levels of significance that tables have marks for."""
+
 _DECIDED = 1e-6
 """An adjusted p-value of which no digit is of interest."""
 
@@ -49,13 +52,16 @@ def p_values(trials: Mapping[str, Sequence[TrialResult]], best: str) -> dict[str
         return {}
     pairs = math.comb(len(scores), 2)
     draws = min(_MOST, max(_FEWEST, 200 * pairs))
+    lenient = pairs - len(scores) + 2  # the least that Holm's method multiplies by
     found: dict[str, float] = {}
     for name, seeds in scores.items():
         common = sorted(set(seeds) & set(scores[best]))
         if name == best or not common:
             continue
         ours, theirs = (_mean([scores[n][seed] for seed in common]) for n in (name, best))
-        found[name] = sign_flip_p_value(ours, theirs, draws=draws, enough=_DECIDED / pairs)
+        found[name] = sign_flip_p_value(
+            ours, theirs, draws=draws, enough=_DECIDED / pairs, hopeless=ALPHA / lenient
+        )
     return dict(zip(found, holm(list(found.values()), of=pairs), strict=True))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.plan import Plan
-from orchestrator.reporting.differences import p_values
+from orchestrator.reporting.differences import ALPHA, STRICT, p_values
 from orchestrator.reporting.published import (
     Published,
     conditions_of,
@@ -20,9 +20,6 @@ from orchestrator.reporting.published import (
 )
 from orchestrator.reporting.results import StudyResults, TrialResult
 from orchestrator.reporting.scores import further_scores, title_of
-
-ALPHA, STRICT = 0.05, 0.01
-"""Levels of significance of the two marks."""
 
 MARKS = {ALPHA: "▽", STRICT: "▼"}
 """Level -> the mark of what is lower than the best of its column, as in retrieval's papers."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.reporting.leaderboard import ALPHA, MARKS, STRICT, Leaderboard
+from orchestrator.reporting.differences import ALPHA, STRICT
+from orchestrator.reporting.leaderboard import MARKS, Leaderboard
 from orchestrator.reporting.published import paper_title
 
 
