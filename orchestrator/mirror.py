@@ -13,6 +13,8 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -373,16 +375,34 @@ class Mirror(Listener):
         except StoreCorrupt as error:  # the numbers of the others are sent all the same
             _log.warning("%s is not mirrored: %s", record.name, error)
             return
-        self._open_once(record.key, lambda: record)
+        began, ended = self._span(histories)
+        self._open_once(record.key, lambda: replace(record, started_ms=began))
         epochs = [
             self.store.folder(stage_id) / "history.json"
             for stage_id in histories
             if "history.json" in self.store.manifest(stage_id).files
         ]
         self.tracker.finish(
-            record.key, "FINISHED", metrics, tags, paths, epochs, note=note, model=model
+            record.key,
+            "FINISHED",
+            metrics,
+            tags,
+            paths,
+            epochs,
+            note=note,
+            model=model,
+            ended_ms=ended,
         )
         self._open.discard(record.key)
+
+    def _span(self, stages: Sequence[str]) -> tuple[int | None, int | None]:
+        """Return when the work on stages began and ended, in ms since 1970; None without any."""
+        spans = []
+        for stage in stages:
+            manifest = self.store.manifest(stage)
+            ended = 1000 * int(datetime.fromisoformat(manifest.finished).timestamp())
+            spans.append((ended - int(1000 * manifest.cost.get("seconds", 0.0)), ended))
+        return (min(b for b, _ in spans), max(e for _, e in spans)) if spans else (None, None)
 
     # ---- records -------------------------------------------------------------------------
 
@@ -468,9 +488,9 @@ class Mirror(Listener):
         side = side_setup(self.plan, trial, "query")
         size, folder = int(side["size"]), self.folder / trial.id
         folder.mkdir(parents=True, exist_ok=True)
-        card = model_card(trial, self.plan.study, side, metrics).encode()
-        if not (folder / "README.md").exists() or (folder / "README.md").read_bytes() != card:
-            write_atomic(folder / "README.md", card)
+        card, file = model_card(trial, self.plan.study, side, metrics), folder / "README.md"
+        if not file.exists() or file.read_bytes() != card.encode():
+            write_atomic(file, card.encode())
         return ModelRecord(
             name=run_name(trial),
             kind="query network",
@@ -489,7 +509,8 @@ class Mirror(Listener):
                 **flat(trial.params),
             },
             tags={"trial_id": trial.id, "study": self.plan.study, "format": "safetensors"},
-            files=(folder / "README.md", _example(self.folder.parent, size)),
+            note=card,
+            files=(file, _example(self.folder.parent, size)),
         )
 
     def _drawn(self, trial: Trial) -> list[tuple[Path, str]]:

@@ -13,12 +13,18 @@ from orchestrator.study import Study
 
 _SCORES = {
     "map": "mAP",
-    "map_stable": "mAP, ties by gallery order",
-    "map_symmetric": "mAP, both by the gallery network",
-    "validation/map": "mAP, validation",
+    "map_stable": "stable",
+    "map_symmetric": "symmetric",
+    "validation/map": "validation",
     "precision_at_k/100": "P@100",
-    "p_at_hamming_2": "P within radius 2",
+    "p_at_hamming_2": "P, radius 2",
 }
+
+
+_MEANING = (
+    "the expectation over orders of equal distances; stable: ties by gallery order; symmetric: "
+    "queries by the gallery's network; validation: of the last epoch."
+)
 
 
 def run_name(trial: Trial) -> str:
@@ -51,7 +57,7 @@ def trial_note(
         _row("---" for _ in row),
         _row(escape(value) for value in row.values()),
         "",
-        f"mAP@{trial.at}; mAP is the expectation over orders of equal distances.",
+        f"mAP@{trial.at}: {_MEANING}",
         "",
         "To make it again, in the home of the study:",
         "",

@@ -27,13 +27,25 @@ CURRENT = "tags.superseded_by IS NULL"
 TABLE, CHARTS = "asymbench-results", "asymbench-curves"
 
 _VIEW = "mlflow.sharedViewState."
+_SCORES = ("map", "validation/map", "map_stable", "precision_at_k/100", "p_at_hamming_2")
+_PLACES = ("method", "bits", "pair", "dataset", "seed")
+_COSTS = ("parameters/query", "flops/query", "seconds/query")
 _COLUMNS = (
-    *(f"params.`{name}`" for name in ("method", "dataset", "pair", "bits", "seed")),
-    *(f"metrics.`{name}`" for name in ("map", "map_stable", "validation/map")),
-    *(f"metrics.`{name}`" for name in ("precision_at_k/100", "p_at_hamming_2")),
-    *(f"metrics.`{name}`" for name in ("parameters/query", "flops/query", "seconds/query")),
+    *(f"metrics.`{name}`" for name in _SCORES),
+    *(f"params.`{name}`" for name in _PLACES),
+    *(f"metrics.`{name}`" for name in _COSTS),
     "attributes.`Dataset`",
 )
+_NAME = "attributes.`Run Name`"
+_DATE = "runDateAndNestInfo"
+_WIDTHS = {
+    _NAME: 430,
+    _DATE: 130,
+    "duration": 90,
+    "params.`method`": 90,
+    "params.`bits`": 60,
+    "params.`seed`": 60,
+}
 _BARS = {
     "Retrieval, test queries": (
         "map",
@@ -48,9 +60,11 @@ _BARS = {
         "codes/gallery/dead_bits",
         "codes/gallery/collisions",
     ),
-    "Cost": ("parameters/query", "flops/query", "seconds/query", "peak_memory_mb/query"),
+    "Cost of the query network": (*_COSTS, "peak_memory_mb/query"),
 }
 _LINES = "Training, by epoch"
+_WORK = {"workflowType": "machine_learning"}
+"""MLflow shows what belongs to trained models, and leaves out what belongs to prompts."""
 
 
 def saved_views(created_ms: int, epochs: Sequence[str]) -> dict[str, str]:
@@ -73,6 +87,8 @@ def saved_views(created_ms: int, epochs: Sequence[str]) -> dict[str, str]:
     state = {
         **search,
         "selectedColumns": list(_COLUMNS),
+        "columnOrder": [_NAME, *_COLUMNS[:-1], _DATE, "duration", _COLUMNS[-1]],
+        "columnWidths": _WIDTHS,
         "runsHiddenMode": "FIRST_20_RUNS",
         "hideEmptyCharts": True,
     }
@@ -178,7 +194,7 @@ def experiment_link(
         charts: whether to open the charts instead of the table.
     """
     mode = {"compareRunsMode": "CHART"} if charts else {}
-    options = urlencode({**mode, "viewStateShareKey": view})
+    options = urlencode({**_WORK, **mode, "viewStateShareKey": view})
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?{options}"
 
 
@@ -186,12 +202,13 @@ def compare_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Return the link to the page that compares runs side by side."""
     runs = json.dumps(list(run_ids), separators=(",", ":"))
     experiments = json.dumps([experiment_id])
-    return f"{base.rstrip('/')}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
+    chosen = f"runs={quote(runs)}&experiments={quote(experiments)}"
+    return f"{base.rstrip('/')}/#/compare-runs?{urlencode(_WORK)}&{chosen}"
 
 
 def models_link(base: str, experiment_id: str) -> str:
     """Return the link to an experiment's models."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/models"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/models?{urlencode(_WORK)}"
 
 
 def search_link(experiment_id: str, search: str) -> str:

@@ -166,6 +166,7 @@ class Tracker(Protocol):
         *,
         note: Note | None = None,
         model: ModelRecord | None = None,
+        ended_ms: int | None = None,
     ) -> None:
         """End an open run, with its final metrics, tags, files and epochs."""
 
@@ -205,6 +206,7 @@ class NoTracker:
         *,
         note: Note | None = None,
         model: ModelRecord | None = None,
+        ended_ms: int | None = None,
     ) -> None:
         """Do nothing."""
 
@@ -426,7 +428,7 @@ class MlflowTracker:
 
     def open(self, record: RunRecord) -> None:
         """Start the run of this key in its experiment, or continue the one that exists."""
-        self._put(("open", record.key, record, _now_ms()))
+        self._put(("open", record.key, record, record.started_ms or _now_ms()))
 
     def metrics(self, key: str, step: int, values: Mapping[str, float]) -> None:
         """Add the values of one step (a 0-based epoch) to an open run."""
@@ -452,6 +454,7 @@ class MlflowTracker:
         *,
         note: Note | None = None,
         model: ModelRecord | None = None,
+        ended_ms: int | None = None,
     ) -> None:
         """End an open run, with its final metrics, tags, files and epochs.
 
@@ -468,6 +471,7 @@ class MlflowTracker:
                 what `metrics` handed over before and was not sent yet is then left out.
             note: its description.
             model: the network that it trained.
+            ended_ms: when its work ended; None is now.
         """
         end = _Finish(
             status,
@@ -475,7 +479,7 @@ class MlflowTracker:
             dict(tags or {}),
             list(artifacts),
             list(histories),
-            _now_ms(),
+            ended_ms or _now_ms(),
             note,
             model,
         )

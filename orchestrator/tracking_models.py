@@ -17,14 +17,16 @@ from typing import Any
 
 import yaml
 
-from orchestrator.tracking_records import ModelRecord, VersionRecord, model_digest
+from orchestrator.tracking_records import NOTE_TAG, ModelRecord, VersionRecord, model_digest
 
 MODEL_TAG = "asymbench.model"
 """Holds the digest of a model that is complete; set last."""
 
 STUDY_TAG = "asymbench.study"
 _EXTERNAL = "mlflow.model.isExternal"
+_VERSIONS = "mlflow.modelVersions"
 _BATCH = 100
+_MAX_NOTE = 5000
 
 
 def sync_model(
@@ -44,7 +46,7 @@ def sync_model(
     if model is None:
         model = client.create_logged_model(
             info.experiment_id,
-            name=re.sub(r"""[/:.%"']""", "_", record.name),
+            name=re.sub(r"""[/:%"']""", "_", record.name.replace(".", ",")),  # 1,5: no dot may be,
             source_run_id=info.run_id,
             tags={_EXTERNAL: "true"},
             params={name: hide(str(value))[:500] for name, value in record.params.items()},
@@ -60,10 +62,11 @@ def sync_model(
     linked = {output.model_id for output in (run.outputs.model_outputs if run.outputs else ())}
     if model.model_id not in linked:
         client.log_outputs(info.run_id, [_output(model.model_id)])
-    _link_metrics(client, info.run_id, model, points)
+    _link_metrics(client, run, model, points)
     wanted = {
         **{name: hide(value) for name, value in record.tags.items()},
         "weights": f"runs:/{info.run_id}/{record.weights}",
+        NOTE_TAG: hide(record.note)[:_MAX_NOTE],
         MODEL_TAG: digest,
     }
     tags = {name: value for name, value in wanted.items() if model.tags.get(name) != value}
@@ -94,19 +97,22 @@ def _output(model_id: str) -> Any:
     return LoggedModelOutput(model_id, 0)
 
 
-def _link_metrics(client: Any, run_id: str, model: Any, points: Sequence[Any]) -> None:
+def _link_metrics(client: Any, run: Any, model: Any, points: Sequence[Any]) -> None:
     """Show a run's final metrics beside the model; the run's own rows stay as they are."""
+    given = run.inputs.dataset_inputs if run.inputs else ()
+    queries = [i.dataset for i in given if any(tag.value == "query" for tag in i.tags)]
+    on = {"dataset_name": queries[0].name, "dataset_digest": queries[0].digest} if queries else {}
     known = {(m.key, m.step, m.value) for m in model.metrics or ()}
     new = [point for point in points if (point.key, point.step, point.value) not in known]
     for start in range(0, len(new), _BATCH):
-        batch = [_of_model(point, model.model_id) for point in new[start : start + _BATCH]]
-        client.log_batch(run_id, metrics=batch)
+        batch = [_of_model(point, model.model_id, on) for point in new[start : start + _BATCH]]
+        client.log_batch(run.info.run_id, metrics=batch)
 
 
-def _of_model(point: Any, model_id: str) -> Any:
+def _of_model(point: Any, model_id: str, on: Mapping[str, str]) -> Any:
     from mlflow.entities import Metric
 
-    return Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
+    return Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id, **on)
 
 
 def _write(folder: Path, model: Any, record: ModelRecord) -> None:
@@ -182,8 +188,17 @@ def _sync_version(client: Any, study: str, version: VersionRecord, model: Any) -
             model_id=model.model_id,
         )
         number = int(made.version)
+    _name_version(client, model, version.name, number)
     if str(registered.aliases.get(version.alias)) != str(number):
         client.set_registered_model_alias(version.name, version.alias, str(number))
+
+
+def _name_version(client: Any, model: Any, name: str, number: int) -> None:
+    """Have a model's page say as which version it is registered; only servers do so themselves."""
+    known = json.loads(model.tags.get(_VERSIONS, "[]"))
+    if not any(v["name"] == name and str(v["version"]) == str(number) for v in known):
+        known.append({"name": name, "version": number})
+        client.set_logged_model_tags(model.model_id, {_VERSIONS: json.dumps(known)})
 
 
 def forget_versions(client: Any, run_ids: set[str]) -> None:

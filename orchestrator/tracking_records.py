@@ -76,6 +76,7 @@ class ModelRecord:
         weights: path among the run's artifacts.
         inputs, outputs: names, types and shapes of tensors, as MLflow's signature has them.
         params, tags: shown and searched beside it.
+        note: its card, in Markdown.
         files: card and example, copied to the model.
     """
 
@@ -86,6 +87,7 @@ class ModelRecord:
     outputs: tuple[Mapping[str, Any], ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
     files: tuple[Path, ...] = ()
 
 
@@ -117,6 +119,7 @@ class RunRecord:
         params: logged once; MLflow does not let a param change.
         tags: searchable facts that are not hyperparameters; set again on every open.
         inputs: parts of datasets that it reads.
+        started_ms: when its work began, where the run is made after it; None is now.
     """
 
     key: str
@@ -125,6 +128,7 @@ class RunRecord:
     params: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[DataInput, ...] = ()
+    started_ms: int | None = None
 
 
 @dataclass(frozen=True)
