@@ -42,7 +42,7 @@ FORMAT = 1
 
 KEY = "--index"
 
-_CHUNK = 8 * BATCH_SIZE
+_CHUNK = 2 * BATCH_SIZE
 """Images from one saved state of a building to the next."""
 
 _MANIFEST, _BUILDING, _PLAN = "index.json", "building", "plan.json"
@@ -528,12 +528,12 @@ class _Builder:
 
     def _chunks(self, photos: Sequence[Photo]) -> Iterator[tuple[int, Sequence[Photo]]]:
         """Encode what is not done yet; yield each chunk when it is on the disk."""
-        plan = {"asked": self.asked, "images": len(photos)}
+        step = max(self.batch_size, _CHUNK // self.batch_size * self.batch_size)
+        plan = {"asked": self.asked, "images": len(photos), "step": step}
         if read_json(self.building / _PLAN) != plan:
             shutil.rmtree(self.building, ignore_errors=True)
             self.building.mkdir()
             write_json(self.building / _PLAN, plan)
-        step = max(self.batch_size, _CHUNK // self.batch_size * self.batch_size)
         with PhotoReader() as reader:
             for number, first in enumerate(range(0, len(photos), step)):
                 some = photos[first : first + step]
