@@ -49,15 +49,24 @@ json_option = click.option(
 )
 
 
-def open_study(study: str, overrides: tuple[str, ...], *, ran: bool = False) -> Session:
+def open_study(
+    study: str, overrides: tuple[str, ...], *, ran: bool = False, home: Path | None = None
+) -> Session:
     """Open a study; what cannot even be looked up is refused here.
 
+    Args:
+        study: a YAML file, a shipped preset, or the name of a study already run.
+        overrides: ``key=value`` settings.
+        ran: whether a study already run goes before a preset of the same name.
+        home: in place of ASYMBENCH_HOME.
+
     Raises:
-        InputError: the study is wrong, cannot be found, or ASYMBENCH_HOME cannot be a folder.
+        InputError: the study is wrong, cannot be found, or its home cannot be a folder.
     """
     from orchestrator.session import home_folder, open_session
 
-    check_home(home_folder())
+    home = home_folder() if home is None else home
+    check_home(home)
     try:
         path = Path(study).expanduser()
         is_folder = bool(study) and path.is_dir()
@@ -66,7 +75,7 @@ def open_study(study: str, overrides: tuple[str, ...], *, ran: bool = False) -> 
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"no name of a study: {reason}", key="STUDY", value=study[:80]) from None
     try:
-        return open_session(study, overrides, ran=ran)
+        return open_session(study, overrides, ran=ran, home=home)
     except InputError as error:
         if error.key == "STUDY" and is_folder:
             raise InputError(

@@ -56,7 +56,7 @@ def epochs_section(panels: Sequence[Panel]) -> Section:
 
 
 def _precision_recall(panel: Panel) -> Markup | None:
-    lines = _lines(panel, _radius_points)
+    lines = _lines(panel, radius_points)
     if not lines:
         return None
     precisions = [y for one in lines for _, y in one.points]
@@ -65,7 +65,7 @@ def _precision_recall(panel: Panel) -> Markup | None:
     return line_chart("Precision and recall", told, lines, frame)
 
 
-def _radius_points(entry: Entry) -> Points:
+def radius_points(entry: Entry) -> Points:
     """Return (recall, precision) by radius, means over seeds."""
     curves = [evaluation_of(one).get("pr_curve") for one in entry.trials]
     known = [{point["radius"]: point for point in curve} for curve in curves if curve]
@@ -75,7 +75,7 @@ def _radius_points(entry: Entry) -> Points:
 
 
 def _precision_at(panel: Panel) -> Markup | None:
-    lines = _lines(panel, _cutoff_points)
+    lines = _lines(panel, cutoff_points)
     if not lines:
         return None
     every = [point for one in lines for point in one.points]
@@ -86,7 +86,7 @@ def _precision_at(panel: Panel) -> Markup | None:
     return line_chart("Precision of the top K", "One curve a method.", lines, frame)
 
 
-def _cutoff_points(entry: Entry) -> Points:
+def cutoff_points(entry: Entry) -> Points:
     """Return (K, precision), means over seeds."""
     tables = [evaluation_of(one).get("precision_at_k") for one in entry.trials]
     return mean_curve({float(k): v for k, v in one.items()} for one in tables if one)

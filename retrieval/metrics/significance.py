@@ -234,9 +234,9 @@ def sign_flip_p_value(
         bound = 2.0 * math.exp(-(float(values.sum()) ** 2) / (2.0 * squares))
         if bound <= enough:
             return bound
-    for first in (look for look in _LOOKS if look < draws):
-        early = _random_signs(difference, first, seed)
-        if early >= max(_SEEN / first, 3.0 * hopeless):
+    for early_draws in (look for look in _LOOKS if look < draws):
+        early = _random_signs(difference, early_draws, seed)
+        if early >= max(_SEEN / early_draws, 3.0 * hopeless):
             return early
     return _random_signs(difference, draws, seed)
 
