@@ -120,7 +120,7 @@ def export(
         echo_json(done.to_json())
     else:
         click.echo("\n".join(_lines(done)))
-    if done.machine.get("warning"):
+    if done.speed is not None and done.machine["warning"]:
         click.echo(f"warning: {done.machine['warning']}", err=True)
 
 
