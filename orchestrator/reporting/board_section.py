@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.reporting.leaderboard import ALPHA, MARKS, STRICT, Cell, Leaderboard
+from orchestrator.reporting.leaderboard import Cell, Leaderboard
+from orchestrator.reporting.notes import notes_of
 from orchestrator.reporting.sections import Section
 from orchestrator.reporting.templates import render
 
@@ -30,7 +31,7 @@ def board_section(boards: Sequence[Leaderboard]) -> Section:
         boards=boards,
         filters=[f for f in filters if 1 < len(f[2]) <= _CHOICES],
         delta=delta_text,
-        marks=[(MARKS[level], level) for level in (ALPHA, STRICT)],
+        notes=notes_of,
         tested=any(cell.mark for cell in cells),
         published=any(cell.published for cell in cells),
         seeds=max(board.seeds for board in boards),

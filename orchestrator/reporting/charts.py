@@ -53,12 +53,14 @@ class Axis:
         title: what it measures, with its unit.
         low, high: its ends.
         log: whether its steps are factors; the ends are above 0 then.
+        whole: whether it counts something, so that no mark stands between two numbers.
     """
 
     title: str
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def place(self, value: float) -> float:
         """Return where a value lies, 0 at the low end, 1 at the high one."""
@@ -71,6 +73,8 @@ class Axis:
         marks = self._powers() if self.log else []
         if len(marks) < 2:
             marks = [0.0 if abs(m) < 1e-12 else m for m, _ in round_ticks(self.low, self.high)]
+        if self.whole and any(mark % 1 for mark in marks):
+            marks = [float(n) for n in range(math.ceil(self.low), math.floor(self.high) + 1)]
         texts = [short(mark) for mark in marks]
         if len(set(texts)) < len(texts):
             texts = [f"{mark:.9g}" for mark in marks]

@@ -60,7 +60,7 @@ def _distances(panel: Panel, entry: Entry) -> tuple[Markup, str] | None:
         sides.append(Series(name, style, tuple(enumerate(means))))
     highest = max(y for side in sides for _, y in side.points)
     frame = Frame(
-        Axis("Hamming distance", -0.5, panel.column.bits + 0.5),
+        Axis("Hamming distance", -0.5, panel.column.bits + 0.5, whole=True),
         Axis("share of pairs", 0.0, highest * 1.06),
         width=320,
         height=210,

@@ -99,7 +99,8 @@ def _epochs(panel: Panel) -> Markup | None:
     every = [point for one in lines for point in one.points]
     last = max(x for x, _ in every)
     frame = Frame(
-        Axis("epoch", 0.0, max(last, 1.0)), _fraction("validation mAP", [y for _, y in every])
+        Axis("epoch", 0.0, max(last, 1.0), whole=True),
+        _fraction("validation mAP", [y for _, y in every]),
     )
     return line_chart("Validation mAP by epoch", "One curve a method.", lines, frame)
 

@@ -42,6 +42,24 @@ def study(
     return session
 
 
+def searched(home: Path) -> Session:
+    """Return a sensitivity study of two hyperparameters, its best point scored."""
+    given = {
+        **BASE,
+        "study": "searched",
+        "kind": "sensitivity",
+        "search": {"gamma": [1.0, 10.0, 100.0], "margin": [0.1, 0.2]},
+    }
+    path = home / "searched.yaml"
+    home.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(given), encoding="utf-8")
+    for _ in ("the points", "what was chosen of them"):
+        session = open_session(str(path), home=home)
+        for trial in session.plan.trials:
+            finish(session, trial)
+    return open_session(str(path), home=home)
+
+
 def finish(session: Session, trial: Trial) -> None:
     """Put a trial's stages into the store as if they had been run."""
     plan, store = session.plan, session.store

@@ -58,6 +58,13 @@ def test_ticks_lie_on_the_axis_in_order_and_have_different_texts(one: Axis) -> N
     assert not any("e+" in text for text in texts)
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 8, 50])
+def test_what_is_counted_has_no_marks_between_two_numbers(last: int) -> None:
+    marks = [value for value, _ in Axis("epoch", 0.0, float(last), whole=True).ticks()]
+    assert len(marks) >= 2
+    assert all(mark == int(mark) and 0 <= mark <= last for mark in marks)
+
+
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.0], [0.2, 0.8], [-3.0, 4.0]])
 @pytest.mark.parametrize("log", [True, False])
 @pytest.mark.parametrize("zero", [True, False])

@@ -9,18 +9,17 @@ import shutil
 import statistics
 
 import pytest
-import yaml
 
 from orchestrator.errors import StoreCorrupt
 from orchestrator.reporting import projections
-from orchestrator.reporting.leaderboard import method_of
+from orchestrator.reporting.board_section import board_section
+from orchestrator.reporting.leaderboard import Cell, Column, Leaderboard, Line, method_of
 from orchestrator.reporting.page import page, write_page
 from orchestrator.reporting.panels import mean_curve, panels_of
+from orchestrator.reporting.published import Published
 from orchestrator.reporting.results import gather
 from orchestrator.reporting.templates import asset
-from orchestrator.session import open_session
 from retrieval.errors import InputError
-from tests.orchestrator.conftest import BASE
 from tests.orchestrator.reporting import made
 from tests.orchestrator.test_search_pages import ATTACK, Parsed, contrast
 
@@ -198,6 +197,31 @@ def test_the_leaderboard_has_means_and_deviations_of_the_store_s_scores(session,
     ]
 
 
+def test_marks_and_published_numbers_stand_beside_a_number() -> None:
+    printed = Published(0.5, "Table 2", "CSCH")
+    columns = (Column("digits", "p", "all", 16), Column("digits", "p", "all", 32))
+    lines = (
+        Line("a", (Cell(0.61, None, 1, 1, best=True, published=printed), None)),
+        Line("b", (Cell(0.48, None, 1, 1, p_value=0.03, published=printed), None)),
+        Line("c", (Cell(0.4, None, 1, 1, p_value=0.00001, published=Published(
+            0.5, "Table 2", "CSCH", dagger=True, differs=("epochs 8, not 150",))), None)),
+    )  # fmt: skip
+    body = str(board_section([Leaderboard("pair", "map", "", columns, lines, 1)]).body)
+    rows = {row[0]: " ".join(row[1].split()) for row in Parsed(body).rows if len(row) > 1}
+    assert rows["a"] == "0.6100 +0.1100"
+    assert rows["b"] == "0.4800▽ \N{MINUS SIGN}0.0200"
+    assert rows["c"] == "0.4000▼ 0.5000†"
+    titles = [str(span["title"]) for span in Parsed(body).all("span") if "title" in span]
+    assert titles == [
+        "CSCH, Table 2: 0.5000",
+        "p 0.0300",
+        "CSCH, Table 2: 0.5000",
+        "p < 0.0001",
+        "CSCH, Table 2: 0.5000; here epochs 8, not 150",
+    ]
+    assert "No Δ for c: epochs 8, not 150." in Parsed(body).text
+
+
 def test_a_mean_over_some_of_the_seeds_says_so(tmp_path) -> None:
     session = made.study(tmp_path, methods=["csch"], bits=[16], skip=("csch",))
     made.finish(session, session.plan.trials[0])
@@ -308,24 +332,15 @@ def test_money_is_shown_with_a_price_alone(session, text) -> None:
 
 
 def test_a_search_shows_its_pictures_and_its_setting(tmp_path) -> None:
-    given = {
-        **BASE,
-        "study": "searched",
-        "kind": "sensitivity",
-        "methods": ["csch"],
-        "search": {"gamma": [1.0, 10.0, 100.0]},
-    }
-    path = tmp_path / "searched.yaml"
-    path.write_text(yaml.safe_dump(given), encoding="utf-8")
-    session = open_session(str(path), home=tmp_path)
-    for trial in session.plan.trials:
-        made.finish(session, trial)
-    text = page(open_session(str(path), home=tmp_path))
+    text = page(made.searched(tmp_path))
     shown = section(text, "search")
     pictures = [str(image["src"]) for image in shown.all("img")]
     assert pictures and all(one.startswith("data:image/svg+xml;base64,") for one in pictures)
     assert b"<svg" in base64.b64decode(pictures[0].partition(",")[2])
-    assert "gamma" in shown.text
+    told = shown.text
+    assert "Recommended" in told and "Scored on the test queries, once" in told
+    assert "gamma:" in told and "margin:" in told  # the setting as YAML
+    assert [row[0] for row in section(text, "leaderboard").rows][-1].startswith("csch")
 
 
 # ---- what is damaged -----------------------------------------------------------------------
