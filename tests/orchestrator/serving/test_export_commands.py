@@ -417,6 +417,13 @@ def test_images_of_ones_own_are_compared_instead(
     assert (answer["check"]["images"], answer["latency"]["threads"]) == (2, 2)
 
 
+def test_an_image_that_cannot_be_read_is_named(asymbench, quickly, tmp_path, in_home) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG torn")
+    told = asymbench("export", "served:csch", "--images", str(tmp_path), "-o", str(tmp_path / "o"))
+    assert told.code == 2 and "--images" in told.err and "torn.png" in told.err
+    assert not (tmp_path / "o").exists()
+
+
 def test_what_people_are_told(asymbench, quickly, tmp_path, in_home) -> None:
     target = tmp_path / "phone"
     told = asymbench("export", "served:csch", "-o", str(target))
