@@ -12,8 +12,10 @@ Everything is read from the stage store; only :meth:`NotebookStudy.run` trains.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,12 +97,15 @@ class NotebookStudy:
         for name in ("results", "leaderboards"):
             self.__dict__.pop(name, None)
 
-    def run(self, *, executor: Literal["ray", "inline"] = "ray") -> NotebookStudy:
+    def run(
+        self, *, executor: Literal["ray", "inline"] = "ray", quiet: bool = False
+    ) -> NotebookStudy:
         """Run what is missing; return the study.
 
         Args:
             executor: "ray" uses all of the machine; "inline" works in this process, one stage
                 after another.
+            quiet: whether to say nothing of what is under way.
 
         Raises:
             InputError: the study asks for more than there is.
@@ -110,7 +115,8 @@ class NotebookStudy:
 
         if executor not in ("ray", "inline"):
             raise UnknownNameError("executor", executor, ("ray", "inline"), key="executor")
-        run(self.session, Place(executor=executor))
+        with redirect_stderr(io.StringIO()) if quiet else nullcontext():
+            run(self.session, Place(executor=executor))
         self.refresh()
         return self
 

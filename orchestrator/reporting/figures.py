@@ -54,7 +54,6 @@ def precision_figure(results: StudyResults) -> Figure:
 
 def epochs_figure(results: StudyResults) -> Figure:
     """Return validation mAP by epoch, a panel for each dataset, pair and code length."""
-
     from matplotlib.ticker import MaxNLocator
 
     def points(entry: Entry) -> tuple[tuple[float, float], ...]:

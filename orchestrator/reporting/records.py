@@ -67,9 +67,10 @@ def to_parquet(
 def _cell(value: Any) -> Any:
     if isinstance(value, bool | Mapping | list | tuple):
         return json.dumps(value, sort_keys=True)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")  # readers end a line at either
+    return f"'{text}" if value.startswith(_FORMULA) else text
 
 
 def _array(values: Sequence[Any], given: type | None) -> pa.Array:
