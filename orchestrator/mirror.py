@@ -35,7 +35,7 @@ from orchestrator.mirror_numbers import (
     stage_metrics,
     trial_metrics,
 )
-from orchestrator.mirror_texts import model_card, run_name, study_note, trial_note
+from orchestrator.mirror_texts import model_card, run_name, study_note, trial_more, trial_row
 from orchestrator.mirror_versions import versions
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
@@ -315,8 +315,9 @@ class Mirror(Listener):
             stored,
             [trained.id],
             note=Note(
-                trial_note(trial, self.plan.study, metrics, self.study, self.plan),
+                trial_row(trial, metrics),
                 self._links(trial),
+                trial_more(trial, self.plan.study, self.study, self.plan),
             ),
             model=self._model(trial, metrics) if trial.scored else None,
         )

@@ -39,10 +39,8 @@ def run_name(trial: Trial) -> str:
     return trial.label.replace(f" · {trial.pair} · ", f" · {'→'.join(sides)} · ", 1)
 
 
-def trial_note(
-    trial: Trial, study: str, metrics: Mapping[str, float], given: Study | None, plan: Plan
-) -> str:
-    """Return a finished trial's description: its row, how to make it again, what it is made of."""
+def trial_row(trial: Trial, metrics: Mapping[str, float]) -> str:
+    """Return a finished trial's row of the table, in Markdown."""
     shown = {title: metrics[name] for name, title in _SCORES.items() if name in metrics}
     where = {
         "method": f"{trial.method} {trial.setting}".strip(),
@@ -52,21 +50,15 @@ def trial_note(
         "seed": str(trial.seed),
     }
     row = {**where, **{title: f"{value:.4f}" for title, value in shown.items()}}
-    lines = [
-        _row(row),
-        _row("---" for _ in row),
-        _row(escape(value) for value in row.values()),
-        "",
-        f"mAP@{trial.at}: {_MEANING}",
-        "",
-        "To make it again, in the home of the study:",
-        "",
-        f"    {again(trial, study, given, plan)}",
-        "",
-        "Made of these stages, which trials share:",
-        "",
-    ]
-    return "\n".join(lines)
+    values = _row(escape(value) for value in row.values())
+    return "\n".join([_row(row), _row("---" for _ in row), values])
+
+
+def trial_more(trial: Trial, study: str, given: Study | None, plan: Plan) -> str:
+    """Return what the numbers of a trial mean, and how to make it again, in Markdown."""
+    # A code block does not wrap, and a page as wide as its line hides the rest.
+    command = f"``{again(trial, study, given, plan)}``"
+    return f"mAP@{trial.at}: {_MEANING}\n\nTo make it again, in the home of the study: {command}"
 
 
 def _row(cells: Iterable[str]) -> str:

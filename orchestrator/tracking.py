@@ -1153,13 +1153,14 @@ class MlflowTracker:
 
     def _noted(self, run: _Run, note: Note) -> str:
         """Return a description with links to the runs that MLflow has."""
-        lines = [self._hide(note.text)]
+        links = []
         for link in note.links:
             run_id = self._linked_run(link)
             where = f"#/experiments/{self._experiment(link.experiment)}/runs/{run_id}"
             label = self._hide(link.label)
-            lines.append(f"- {link.role}: " + (f"[{label}]({where})" if run_id else label))
-        return _cut("\n".join(lines), _MAX_TAG)
+            links.append(f"[{label}]({where})" if run_id else label)
+        parts = (self._hide(note.text), " | ".join(links), self._hide(note.more))
+        return _cut("\n\n".join(part for part in parts if part), _MAX_TAG)
 
     def _linked_run(self, link: Link) -> str | None:
         """Return the id of the run that a link leads to; None where MLflow does not have it."""

@@ -58,12 +58,14 @@ class Note:
     """The description of a run.
 
     Attributes:
-        text: Markdown.
-        links: listed below it, as soon as the tracker knows the runs.
+        text: Markdown, shown first.
+        links: in a line below it.
+        more: Markdown below that; MLflow folds away what is long.
     """
 
     text: str = ""
     links: tuple[Link, ...] = ()
+    more: str = ""
 
 
 @dataclass(frozen=True)

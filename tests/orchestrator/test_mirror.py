@@ -161,8 +161,11 @@ class _Recorder:
     def metrics(self, key, step, values):
         self.calls.append(("epoch", key, step))
 
-    def finish(self, key, status, metrics=None, tags=None, artifacts=(), epochs=()):
+    def finish(self, key, status, metrics=None, tags=None, artifacts=(), epochs=(), **more):
         self.calls.append((status, key))
+
+    def study(self, record):
+        self.calls.append(("study", record.experiment))
 
     def flush(self, timeout):
         return True

@@ -65,26 +65,61 @@ def ask(database, sql, *values):
 
 
 def content(database):
-    """Return all that active runs show, in terms that another database has, too."""
-    where = "select run_uuid, name, status from runs where lifecycle_stage = 'active'"
-    found = []
-    for run_id, name, status in ask(database, where):
-        tags = dict(ask(database, "select key, value from tags where run_uuid = ?", run_id))
-        found.append(
-            (
-                tags["asymbench.key"],
-                name,
-                status,
-                sorted(tags.items()),
-                sorted(ask(database, "select key, value from params where run_uuid = ?", run_id)),
-                sorted(
-                    ask(
-                        database, "select key, step, value from metrics where run_uuid = ?", run_id
-                    )
-                ),
-            )
-        )
-    return sorted(found)
+    """Return all that active runs show, in terms that another database has, too.
+
+    Ids that MLflow gives are replaced by what they stand for: keys of runs, names of experiments.
+    """
+    runs = ask(
+        database,
+        "select r.run_uuid, r.name, r.status, t.value, e.name, e.experiment_id from runs r "
+        "join tags t on t.run_uuid = r.run_uuid and t.key = 'asymbench.key' "
+        "join experiments e on e.experiment_id = r.experiment_id "
+        "where r.lifecycle_stage = 'active'",
+    )
+    known = {run_id: key for run_id, _, _, key, *_ in runs}
+    known |= {f"/experiments/{i}/": f"/experiments/{name}/" for *_, name, i in runs}
+
+    def general(rows):
+        shown = []
+        for row in rows:
+            values = list(row)
+            for place, value in enumerate(values):
+                for found, meant in known.items() if isinstance(value, str) else ():
+                    values[place] = values[place].replace(found, meant)
+            shown.append(tuple(values))
+        return sorted(shown)
+
+    of_run = {
+        "tags": "select key, value from tags where run_uuid = ?",
+        "params": "select key, value from params where run_uuid = ?",
+        "metrics": "select key, step, value from metrics where run_uuid = ?",
+        "inputs": "select d.name, digest, dataset_source, dataset_profile, t.name, t.value "
+        "from inputs i join datasets d on d.dataset_uuid = i.source_id "
+        "join input_tags t on t.input_uuid = i.input_uuid where i.destination_id = ?",
+        "outputs": "select m.name, m.status_message, model_type from inputs i "
+        "join logged_models m on m.model_id = i.destination_id and m.lifecycle_stage = 'active' "
+        "where i.source_id = ?",
+        "models": "select name, model_type, status from logged_models "
+        "where source_run_id = ? and lifecycle_stage = 'active'",
+        "model tags": "select tag_key, tag_value from logged_model_tags t join logged_models m "
+        "on m.model_id = t.model_id and lifecycle_stage = 'active' where source_run_id = ?",
+        "model params": "select param_key, param_value from logged_model_params p "
+        "join logged_models m on m.model_id = p.model_id and lifecycle_stage = 'active' "
+        "where source_run_id = ?",
+        "model metrics": "select metric_name, metric_step, metric_value, dataset_digest "
+        "from logged_model_metrics where run_id = ?",
+        "versions": "select v.name, a.alias, v.description from model_versions v "
+        "join registered_model_aliases a on a.name = v.name and a.version = v.version "
+        "where v.run_id = ? and v.current_stage != 'Deleted_Internal'",
+    }
+    return {
+        (experiment, key): {
+            "name": name,
+            "status": status,
+            **{what: general(ask(database, sql, run_id)) for what, sql in of_run.items()},
+        }
+        for run_id, name, status, key, experiment, _ in runs
+    }
 
 
 def artifacts(home):
@@ -120,7 +155,7 @@ def test_deleted_database_is_made_again_with_the_same_content(home, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["complete"] is True
     (study,) = told["studies"]
-    points = sum(len(run[-1]) for run in shown)
+    points = sum(len(run["metrics"]) for run in shown.values())
     assert (study["created"], study["points"], study["remaining"]) == (RUNS, points, [])
     assert (study["trials"], study["trials_done"]) == (2, 2)
     assert content(home / "mlflow.db") == shown
@@ -175,13 +210,12 @@ def test_failed_trial_is_shown_as_failed_with_the_reason(home):
     (home / "mlflow.db").unlink()
     for _ in range(2):
         assert call("synced") == 0
-        found = {
-            key: (status, dict(tags)) for key, _, status, tags, *_ in content(home / "mlflow.db")
-        }
+        found = content(home / "mlflow.db")
         assert len(found) == RUNS
-        assert found[trial.id][0] == "FAILED"
-        assert found[trial.id][1]["failure"] == "bug: no such thing"
-        assert [status for status, _ in found.values()].count("FINISHED") == RUNS - 1
+        failed = found["synced", trial.id]
+        assert failed["status"] == "FAILED"
+        assert dict(failed["tags"])["failure"] == "bug: no such thing"
+        assert [run["status"] for run in found.values()].count("FINISHED") == RUNS - 1
 
 
 def test_all_syncs_each_study_and_says_what_is_not_mirrored(home, capsys):
@@ -210,12 +244,12 @@ def test_server_that_is_away_is_an_exit_code_1_with_the_reason(home, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["complete"] is False
     remaining = told["studies"][0]["remaining"]
-    assert len(remaining) == RUNS
+    assert len(remaining) == RUNS + 1  # and the experiment's description
     assert all("refused" in left["reason"] for left in remaining)
     assert call("synced", "--uri", "http://127.0.0.1:9") == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "not sent: " in line]
     assert len(lines) == 1  # all for one reason
-    assert f" and {RUNS - 1} more: MlflowException: " in lines[0]
+    assert f" and {RUNS} more: MlflowException: " in lines[0]
 
 
 @pytest.mark.parametrize(
