@@ -1,7 +1,9 @@
 """Retrieval grids: test queries with the images that each method puts at the top.
 
 The queries are drawn by the split's seed, so that nobody chose them, and are the same for all
-methods and code lengths of a dataset. Equal distances stand in gallery order.
+methods and code lengths of a dataset. Equal distances, of which short codes give thousands, stand in
+an order that the seed draws, too: a gallery is often sorted by class, and its own order would show
+one class alone.
 """
 
 from __future__ import annotations
@@ -142,7 +144,7 @@ def query_places(dataset: Dataset, count: int) -> NDArray[np.int64]:
 
 
 def retrieved(
-    one: TrialResult, places: NDArray[np.int64], bits: int
+    one: TrialResult, places: NDArray[np.int64], bits: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return what a trial ranks first: places in the gallery split and distances, (Q, TOP).
 
@@ -150,12 +152,14 @@ def retrieved(
         one: a trial that is done.
         places: (Q,) of the queries in the query split.
         bits: code length.
+        seed: draws the order of equal distances.
 
     Raises:
         StoreCorrupt: its codes are damaged.
     """
     import numpy as np
 
+    from retrieval import streams
     from retrieval.ranking import nearest
 
     stages = one.trial.stages
@@ -163,7 +167,9 @@ def retrieved(
     gallery = one.store.read(stages.get("joint") or stages["gallery"], "gallery_codes.npy")
     codes = np.load(gallery, allow_pickle=False)
     asked = np.load(query, allow_pickle=False)[places]
-    return nearest(asked, codes, bits, min(TOP, len(codes)), engine="numpy")
+    order = streams.permutation(seed, "retrieval grid, equal distances", len(codes))
+    found, distances = nearest(asked, codes[order], bits, min(TOP, len(codes)), engine="numpy")
+    return order[found], distances
 
 
 def _grid(
@@ -174,7 +180,8 @@ def _grid(
 
     index, splits = dataset.index(), dataset.splits()
     places = query_places(dataset, len(splits.query))
-    found, distances = retrieved(entry.first, places, panel.column.bits)
+    seed = dataset.protocol.split_seed
+    found, distances = retrieved(entry.first, places, panel.column.bits, seed)
     queries = splits.query[places]
     tops = splits.gallery[found]
     wanted = dict.fromkeys([*queries.tolist(), *tops.ravel().tolist()])
