@@ -1,9 +1,9 @@
 """Retrieval grids: test queries with the images that each method puts at the top.
 
 The queries are drawn by the split's seed, so that nobody chose them, and are the same for all
-methods and code lengths of a dataset. Equal distances, of which short codes give thousands, stand in
-an order that the seed draws, too: a gallery is often sorted by class, and its own order would show
-one class alone.
+methods and code lengths of a dataset. Equal distances, of which short codes give thousands, stand
+in an order that the seed draws, too: a gallery is often sorted by class, and its own order would
+show one class alone.
 """
 
 from __future__ import annotations
