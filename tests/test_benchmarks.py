@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import images
+from benchmarks import images, reporting
 
 
 def test_every_batch_that_is_made_while_the_clock_runs_is_counted(monkeypatch):
@@ -41,3 +41,12 @@ def test_wrong_options_of_the_images_benchmark_are_refused(options):
     )
     assert found.returncode == 2
     assert "at least" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_the_reporting_benchmark_fills_a_store_and_times_every_format(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(reporting, "seconds", lambda command, *_: made.append(command) or 1.0)
+    found = reporting.measure(50, 1, tmp_path)
+    # one setting, 10 code lengths, 5 seeds; each with centers, gallery, query and metrics
+    assert (found["trials"], found["stages"]) == (50, 200)
+    assert [c[3] for c in made if c[0] == "report"] == list(reporting.FORMATS)

@@ -332,3 +332,65 @@ def test_a_against_b_has_the_p_value_of_b_against_a(queries):
     forth = significance.compare(a, b, draws=500)
     back = significance.compare(b, a, draws=500)
     assert forth.p_value == back.p_value
+
+
+# ---- the p-value alone ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries", [5, 12, 13, 200])
+def test_the_p_value_alone_is_that_of_the_comparison(queries):
+    a, b = uniform(1, queries), uniform(2, queries)
+    whole = significance.compare(a, b, draws=1_000)
+    alone = significance.sign_flip_p_value(a, b, draws=significance.FLIPS * 1_000)
+    assert alone == whole.p_value
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=10))
+def test_the_bound_is_never_below_the_enumeration_of_all_signs(pairs):
+    a = np.array([x / 8 for x, _ in pairs])
+    b = np.array([y / 8 for _, y in pairs])
+    differences = [x - y for x, y in pairs]
+    found = abs(sum(differences))
+    far = sum(
+        abs(sum(sign * d for sign, d in zip(signs, differences, strict=True))) >= found
+        for signs in itertools.product((1, -1), repeat=len(pairs))
+    )
+    squares = sum(d * d for d in differences)
+    exact = far / 2 ** len(pairs)
+    if squares:
+        assert exact <= 2 * math.exp(-found * found / (2 * squares)) + 1e-12
+    assert significance.sign_flip_p_value(a, b) == pytest.approx(exact)
+
+
+def test_nothing_is_drawn_where_the_bound_decides(monkeypatch):
+    a, b = np.full(100, 0.75), np.full(100, 0.5)
+    monkeypatch.setattr(significance, "_random_signs", None)  # would fail
+    # 2 exp(-(100 d)^2 / (2 * 100 d^2)) = 2 exp(-50)
+    found = significance.sign_flip_p_value(a, b, enough=1e-6)
+    assert found == pytest.approx(2 * math.exp(-50))
+
+
+def test_few_draws_are_made_where_the_p_value_is_far_above_the_limit(monkeypatch):
+    drawn = []
+    plain = significance._random_signs
+    monkeypatch.setattr(
+        significance, "_random_signs", lambda d, n, s: drawn.append(n) or plain(d, n, s)
+    )
+    a, b = uniform(1, 300), uniform(2, 300)
+    exact = significance.sign_flip_p_value(a, b, draws=50_000)
+    assert exact > 0.15
+    drawn.clear()
+    early = significance.sign_flip_p_value(a, b, draws=50_000, hopeless=0.01)
+    assert drawn == [1_000]
+    assert early == pytest.approx(exact, abs=0.06)  # four standard errors of 1,000 draws
+    drawn.clear()
+    assert significance.sign_flip_p_value(a, b, draws=50_000, hopeless=1.0) == exact
+    assert drawn == [1_000, 10_000, 50_000]
+
+
+def test_scores_of_other_queries_have_no_p_value():
+    with pytest.raises(InputError, match="same queries"):
+        significance.sign_flip_p_value(uniform(1, 5), uniform(1, 6))
+    with pytest.raises(InputError, match="finite"):
+        significance.sign_flip_p_value(np.array([np.nan]), np.array([0.5]))
