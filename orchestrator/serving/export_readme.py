@@ -152,10 +152,10 @@ def _layer(layer: dict[str, Any]) -> str:
 
 def _checked(check: dict[str, Any]) -> str:
     """Return what the comparison with torch came to."""
+    near = f", all of them where |h| <= {check['tolerance']:g}" if check["differing"] else ""
     return (
         f"Against torch, on {check['images']:,} {_escape(check['on'])}: "
-        f"{check['differing']:,} of {check['images'] * check['bits']:,} bits differ, "
-        f"{check['near_zero']:,} of them where |h| <= {check['tolerance']:g}; "
+        f"{check['differing']:,} of {check['images'] * check['bits']:,} bits differ{near}; "
         f"the largest difference of h is {check['largest_difference']:.2g}."
     )
 
