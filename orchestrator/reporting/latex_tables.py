@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.reporting.latex import TexTable, escape, tex_file
 from orchestrator.reporting.leaderboard import Cell, Leaderboard, leaderboards
 from orchestrator.reporting.notes import notes_of
 from orchestrator.reporting.results import StudyResults
 from orchestrator.reporting.text import failures
 from orchestrator.wording import plural
+
+_COLUMNS = 6
+"""Columns with deviations or differences that a page holds in letters of a size to be read."""
 
 _GREY = r"\textcolor{gray}"
 
@@ -19,12 +24,28 @@ def to_tex(results: StudyResults, *, standalone: bool = False) -> str:
         results: of the study.
         standalone: whether to return a document of its own, not what a paper takes in.
     """
-    parts = [_table(board).text() for board in leaderboards(results)]
+    boards = [part for board in leaderboards(results) for part in _legible(board)]
+    parts = [_table(board).text() for board in boards]
     failed = failures(results)
     if failed:
         told = [f"%   {escape(line)}" for line in failed]
         parts.append("\n".join([f"% {plural(len(failed), 'trial')} failed:", *told]))
     return tex_file(parts, standalone=standalone)
+
+
+def _legible(board: Leaderboard) -> list[Leaderboard]:
+    """Return a table, or one for each dataset where deviations or differences make it too wide."""
+    cells = [cell for line in board.lines for cell in line.cells if cell is not None]
+    wide = any(cell.sd is not None or cell.delta is not None for cell in cells)
+    if not wide or len(board.columns) <= _COLUMNS:
+        return [board]
+    parts = []
+    for _, columns in board.groups:
+        places = [board.columns.index(column) for column in columns]
+        lines = [replace(one, cells=tuple(one.cells[i] for i in places)) for one in board.lines]
+        kept = tuple(line for line in lines if any(line.cells))
+        parts.append(replace(board, columns=columns, lines=kept))
+    return [part for part in parts if part.lines]
 
 
 def _table(board: Leaderboard) -> TexTable:

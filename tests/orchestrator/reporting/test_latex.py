@@ -179,6 +179,21 @@ def test_a_search_compiles_and_its_recommended_point_is_bold(tmp_path):
     compiles(text, tmp_path)
 
 
+@pytest.mark.parametrize(("sd", "tables"), [(None, 1), (0.01, 3)])
+def test_datasets_stand_side_by_side_unless_deviations_take_the_room(monkeypatch, sd, tables):
+    columns = tuple(Column(d, "p", "all", b) for d in ("a", "b", "c") for b in (12, 24, 32))
+    cells = tuple(Cell(0.1 * n, sd, 1, 1) for n in range(9))
+    only_c = (*(None,) * 6, *cells[6:])
+    lines = (Line("csch", cells), Line("csq", only_c))
+    board = Leaderboard("pair", "map", "", columns, lines, 1)
+    monkeypatch.setattr(latex_tables, "leaderboards", lambda results: (board,))
+    text = to_tex(type("None", (), {"trials": ()})())
+    balanced(text)
+    assert text.count(r"\begin{tabular}") == tables
+    assert [text.count(f"0.{n}000") for n in range(9)] == [1] * 6 + [2] * 3
+    assert text.count("csq") == 1
+
+
 def test_a_table_that_is_too_wide_is_scaled_to_the_line(tmp_path):
     wide = TexTable("c", [f"head {n}" for n in range(60)], [["1"] * 60], "r" * 60).text()
     text = tex_file([wide], standalone=True)
