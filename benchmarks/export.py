@@ -40,7 +40,6 @@ NETWORKS = (
     "mobilevit_xs:256:fc_bn",
     "resnet18:64:fc_tanh",
     "resnet18:224:fc_bn",
-    "vit_base_patch16_224:224:fc_bn",
 )
 
 
