@@ -52,6 +52,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.orchestration
 	$(BIN)/python -m benchmarks.tuning
+	$(BIN)/python -m benchmarks.reporting
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.export --int8
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -203,16 +202,10 @@ def _finish(session: Session, result: RunResult, as_json: bool) -> None:
         click.echo(
             f"the results are complete in the store; to complete MLflow: {complete}", err=True
         )
-    elif session.study.tracking.enabled and not session.study.tracking.uri:
-        from orchestrator.tracking_uri import default_uri
-
-        command = Path(sys.executable).with_name("mlflow")
-        shown = os.path.relpath(command) if command.exists() else "mlflow"
-        click.echo(
-            f"compare in MLflow: {shown} ui --backend-store-uri "
-            f"{shlex.quote(default_uri(session.home))}",
-            err=True,
-        )
+    name = shlex.quote(session.plan.study)
+    click.echo(f"one page to send: asymbench report {name} --html report/", err=True)
+    if session.study.tracking.enabled:
+        click.echo(f"compare in MLflow: asymbench ui {name}", err=True)
     if result.failed:
         click.echo(
             f"{plural(result.failed, 'trial')} failed; `asymbench status` has the reasons",
