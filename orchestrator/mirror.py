@@ -40,7 +40,7 @@ from orchestrator.mirror_versions import versions
 from orchestrator.pictures import pr_curve_png, precision_at_k_png
 from orchestrator.plan import Plan, Stage, Trial
 from orchestrator.redaction import redact
-from orchestrator.store import StageStore, digest
+from orchestrator.store import StageStore, digest, write_json
 from orchestrator.study import Study
 from orchestrator.tracking import NoTracker, Tracker
 from orchestrator.tracking_records import (
@@ -328,12 +328,11 @@ class Mirror(Listener):
         mark = mirror_digest(record.experiment, "KILLED", {}, _PRUNED, [])
         if self.tracker.is_mirrored(record.key, mark):
             return
-        epochs = epochs_so_far(self.store.work_folder(trial.trained))
+        history = self.folder / trial.id / "history.json"
+        history.parent.mkdir(parents=True, exist_ok=True)
+        write_json(history, epochs_so_far(self.store.work_folder(trial.trained)))
         self._open_once(record.key, lambda: record)
-        for entry in epochs:
-            values = {name: value for name, value in entry.items() if name != "epoch"}
-            self.tracker.metrics(record.key, int(entry["epoch"]), values)
-        self.tracker.finish(record.key, "KILLED", {}, _PRUNED, [])
+        self.tracker.finish(record.key, "KILLED", {}, _PRUNED, [], [history])
         self._open.discard(record.key)
 
     def _links(self, trial: Trial) -> tuple[Link, ...]:

@@ -626,7 +626,7 @@ class MlflowTracker:
             self._wake.clear()
             self._drain()
         for pause in (*_CLOSING_PAUSES_S, None):
-            self._drain(last=True)
+            self._drain(last=True, final=pause is None)
             waits = self._jobs or any(run.pending for run in self._runs.values())
             if pause is None or not waits:
                 return
@@ -634,29 +634,29 @@ class MlflowTracker:
                 return
             time.sleep(pause)
 
-    def _drain(self, *, last: bool = False) -> None:
+    def _drain(self, *, last: bool = False, final: bool = False) -> None:
         """Take in what was enqueued and try to send it, least tried runs first."""
         self._take()
         self._in_a_row = 0 if last else self._in_a_row
-        self._do_jobs(first=True, last=last)
+        self._do_jobs(first=True, last=last, final=final)
         if any(job.first for job in self._jobs.values()):
             return  # what is sent now could be what is to be deleted
         self._send_runs(last=last)
-        self._do_jobs(first=False, last=last)
+        self._do_jobs(first=False, last=last, final=final)
 
-    def _do_jobs(self, *, first: bool, last: bool) -> None:
-        """Do what concerns experiments as a whole and is not held up by runs of theirs."""
+    def _do_jobs(self, *, first: bool, last: bool, final: bool) -> None:
+        """Do what concerns experiments as a whole and does not have to wait for runs of theirs."""
         for name, job in list(self._jobs.items()):
             now = time.monotonic()
             if now >= self._deadline or (self._closing and not last):
                 return
             if job.first != first or (not last and now < max(job.retry_at, self._away_until)):
                 continue
-            sending = not first and any(
-                run.pending and not run.error and run.record.experiment == job.experiment
+            waits = not (first or final) and any(
+                run.pending and run.record.experiment == job.experiment
                 for run in self._runs.values()
             )
-            if sending or (last and self._in_a_row >= _TRIP):
+            if waits or (last and self._in_a_row >= _TRIP):
                 continue
             try:
                 self._connect()
@@ -1349,10 +1349,11 @@ class MlflowTracker:
             database.with_name(database.name + suffix).unlink(missing_ok=True)
         fresh.replace(database)
         # MLflow keeps connections by URI for the whole process: to the file that was removed.
-        stores: Any = importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-        engine = stores.SqlAlchemyStore._engine_map.get(self._uri)
-        if engine is not None:
-            engine.dispose()
+        for what in ("tracking", "model_registry"):
+            stores: Any = importlib.import_module(f"mlflow.store.{what}.sqlalchemy_store")
+            engine = stores.SqlAlchemyStore._engine_map.get(self._uri)
+            if engine is not None:
+                engine.dispose()
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """`asymbench sync` makes MLflow show what the store has, once, whatever happened to either."""
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -86,6 +87,8 @@ def content(database):
             for place, value in enumerate(values):
                 for found, meant in known.items() if isinstance(value, str) else ():
                     values[place] = values[place].replace(found, meant)
+                if row[0] == "mlflow.modelVersions":  # MLflow gives no number again
+                    values[place] = re.sub(r'"version": \d+', '"version": n', values[place])
             shown.append(tuple(values))
         return sorted(shown)
 
@@ -120,6 +123,21 @@ def content(database):
         }
         for run_id, name, status, key, experiment, _ in runs
     }
+
+
+def differences(one, other):
+    """Return what two contents do not have in common, small enough to read."""
+    found = []
+    for place in sorted(one.keys() | other.keys()):
+        a, b = one.get(place, {}), other.get(place, {})
+        for what in sorted(a.keys() | b.keys()):
+            left, right = a.get(what), b.get(what)
+            if left != right:
+                lists = isinstance(left, list) and isinstance(right, list)
+                only = [v for v in left if v not in right] if lists else left
+                missing = [v for v in right if v not in left] if lists else right
+                found.append((*place, what, only, missing))
+    return found
 
 
 def artifacts(home):
@@ -278,3 +296,221 @@ def test_home_without_studies_has_nothing_to_sync(tmp_path, monkeypatch, capsys)
     assert call("--all") == 0
     assert capsys.readouterr().out == "no study was run in this home\n"
     assert not (tmp_path / "none").exists()
+
+
+# ---- a mirror that is made anew --------------------------------------------------------------
+
+
+def deleted(home):
+    """Return experiment and mark of each deleted run."""
+    return ask(
+        home / "mlflow.db",
+        "select e.name, t.value from runs r join experiments e on e.experiment_id = "
+        "r.experiment_id join tags t on t.run_uuid = r.run_uuid and t.key = 'superseded_by' "
+        "where r.lifecycle_stage = 'deleted' order by e.name",
+    )
+
+
+def test_rebuild_replaces_every_run_by_the_same_one_and_keeps_the_old_to_be_restored(home, capsys):
+    shown, files = content(home / "mlflow.db"), artifacts(home)
+    assert call("synced", "--rebuild", "--json") == 0
+    (study,) = json.loads(capsys.readouterr().out)["studies"]
+    assert (study["created"], study["updated"], study["unchanged"]) == (RUNS, 0, 0)
+    assert differences(content(home / "mlflow.db"), shown) == []
+    assert sorted(files * 2) == artifacts(home)
+    gone = [("asymbench-stages", "rebuild")] * 2 + [("synced", "rebuild")] * 2
+    assert deleted(home) == gone
+    assert call("synced") == 0
+    assert content(home / "mlflow.db") == shown
+    assert deleted(home) == gone
+
+
+def test_rebuild_of_an_empty_tracker_is_a_sync(home, tmp_path, capsys):
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert call("synced", "--rebuild", "--uri", other) == 0
+    assert content(tmp_path / "other.db") == content(home / "mlflow.db")
+    assert deleted(home) == []
+
+
+def test_stages_of_two_studies_say_so_whichever_is_synced_last(home, tmp_path):
+    other = tmp_path / "other.db"
+    uri = f"sqlite:///{other}"
+    for study in ("synced", "unmirrored"):
+        assert call(study, "--uri", uri) == 0
+    shown = content(other)
+    notes = [
+        dict(run["tags"])["mlflow.note.content"]
+        for (experiment, _), run in shown.items()
+        if experiment == "asymbench-stages"
+    ]
+    assert len(notes) == 2
+    for note in notes:
+        assert "- [synced](#/experiments/synced/runs?searchFilter=tags.%60stage." in note
+        assert "- [unmirrored](#/experiments/unmirrored/runs?searchFilter=" in note
+    for study in ("synced", "unmirrored", "synced"):
+        assert call(study, "--uri", uri) == 0
+        assert content(other) == shown
+
+
+# ---- settings that change --------------------------------------------------------------------
+
+
+def rerun(home, *overrides):
+    """Run the study again with other settings; every stage is there already."""
+    result = run(
+        open_session(str(home / "synced.yaml"), overrides, home=home), Place(executor="inline")
+    )
+    assert (result.failed, result.ran, result.tracking) == (0, 0, [])
+
+
+def test_trials_that_a_study_no_longer_has_are_marked_until_they_come_back(home):
+    before = content(home / "mlflow.db")
+    gammas = {
+        key: dict(run["params"])["gamma"] for (e, key), run in before.items() if e == "synced"
+    }
+    (left,) = [key for key, gamma in gammas.items() if gamma == "10.0"]
+    for _ in range(2):  # the second time nothing is left to do
+        rerun(home, "methods.csch.gamma=[1.0]")
+        after = content(home / "mlflow.db")
+        tags = dict(after["synced", left]["tags"])
+        assert tags["superseded_by"].startswith("plan:")
+        assert tags["mlflow.note.content"].startswith("> **Superseded.**")
+        assert tags["mlflow.note.content"].count("Superseded") == 1
+        marked = [p for p, one in after.items() if "superseded_by" in dict(one["tags"])]
+        assert marked == [("synced", left)]
+        assert after.keys() == before.keys()
+    rerun(home)
+    assert content(home / "mlflow.db") == before
+
+
+def test_the_filter_of_the_views_keeps_what_is_current(home):
+    from mlflow import MlflowClient
+
+    from orchestrator.mlflow_views import CURRENT
+    from orchestrator.tracking_uri import default_uri
+
+    client = MlflowClient(tracking_uri=default_uri(home))
+    experiment = client.get_experiment_by_name("synced").experiment_id
+    assert len(client.search_runs([experiment], CURRENT)) == 2
+    rerun(home, "methods.csch.gamma=[10.0]")
+    (kept,) = client.search_runs([experiment], CURRENT)
+    assert kept.data.params["gamma"] == "10.0"
+    assert len(client.search_runs([experiment])) == 2
+
+
+def test_experiment_shows_table_kind_and_views(home):
+    from mlflow import MlflowClient
+
+    from orchestrator.reports import report_text
+    from orchestrator.tracking_uri import default_uri
+
+    client = MlflowClient(tracking_uri=default_uri(home))
+    tags = client.get_experiment_by_name("synced").tags
+    table = report_text(open_session("synced", home=home, ran=True), "md")
+    assert table.strip() in tags["mlflow.note.content"]
+    assert "`asymbench report synced`" in tags["mlflow.note.content"]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert {name for name in tags if name.startswith("mlflow.sharedViewState.")} == {
+        "mlflow.sharedViewState.asymbench-results",
+        "mlflow.sharedViewState.asymbench-curves",
+    }
+
+
+# ---- models ----------------------------------------------------------------------------------
+
+
+def test_model_of_a_trial_has_signature_example_and_weights_and_nothing_that_runs_code(home):
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.models import Model
+    from safetensors.numpy import load_file
+
+    from orchestrator.tracking_uri import default_uri
+
+    client = MlflowClient(tracking_uri=default_uri(home))
+    experiment = client.get_experiment_by_name("synced").experiment_id
+    found = client.search_logged_models([experiment])
+    assert len(found) == 2
+    for model in found:
+        folder = client.download_artifacts(model.source_run_id, "weights")
+        where = home / "artifacts" / "synced" / "models" / model.model_id / "artifacts"
+        names = sorted(path.name for path in where.iterdir())
+        assert names == ["MLmodel", "README.md", "input_example.npy"]
+        loaded = Model.load(str(where))
+        assert loaded.model_id == model.model_id
+        (given,) = loaded.signature.inputs.inputs
+        (made,) = loaded.signature.outputs.inputs
+        assert (given.shape, made.shape) == ((-1, 3, 32, 32), (-1, 16))
+        example = np.load(where / "input_example.npy", allow_pickle=False)
+        assert (example.shape, example.dtype) == ((1, 3, 32, 32), np.float32)
+        assert (example.min(), example.max()) == (0.0, 1.0)
+        assert model.tags["weights"] == f"runs:/{model.source_run_id}/weights/weights.safetensors"
+        assert load_file(f"{folder}/weights.safetensors")
+        run = client.get_run(model.source_run_id)
+        shown = {metric.key: metric.value for metric in model.metrics}
+        assert shown["map"] == run.data.metrics["map"]
+        assert shown["validation/map"] == run.data.metrics["validation/map"]
+        assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+
+
+def test_registered_version_is_the_first_seed_of_the_setting_that_is_best_on_validation(home):
+    from mlflow import MlflowClient
+
+    from orchestrator.tracking_uri import default_uri
+
+    client = MlflowClient(tracking_uri=default_uri(home))
+    experiment = client.get_experiment_by_name("synced").experiment_id
+    runs = client.search_runs([experiment])
+    best = max(run.data.metrics["validation/map"] for run in runs)
+    (registered,) = client.search_registered_models()
+    assert registered.name == "synced · digits · effnet-resnet · 16 bit"
+    version = client.get_model_version_by_alias(registered.name, "best")
+    assert client.get_run(version.run_id).data.metrics["validation/map"] == best
+    assert "best by validation mAP" in version.description
+    other = next(run for run in runs if run.info.run_id != version.run_id)
+    rerun(home, f"methods.csch.gamma=[{other.data.params['gamma']}]")
+    moved = client.get_model_version_by_alias(registered.name, "best")
+    assert moved.run_id == other.info.run_id
+    rerun(home)
+    again = client.get_model_version_by_alias(registered.name, "best")
+    assert (again.version, again.run_id) == (version.version, version.run_id)
+    assert len(client.search_model_versions(f"name = '{registered.name}'")) == 2
+
+
+# ---- searches --------------------------------------------------------------------------------
+
+
+def test_stopped_points_of_a_search_come_back_with_their_epochs(tmp_path, monkeypatch, capsys):
+    study = {
+        **BASE,
+        "study": "tuned",
+        "kind": "tuning",
+        "search": {"gamma": [1.0, 10.0, 100.0, 1000.0]},
+        "train": {**BASE["train"], "epochs": 3},
+        "tuning": {
+            "trials": 4,
+            "parallel": 1,
+            "sampler": "grid",
+            "pruner": "asha",
+        },
+        "tracking": {"enabled": True},
+    }
+    path = tmp_path / "tuned.yaml"
+    path.write_text(yaml.safe_dump(study))
+    session = open_session(str(path), home=tmp_path)
+    run(session, Place(executor="inline"))
+    assert session.pruned
+    shown = content(tmp_path / "mlflow.db")
+    stopped = {key: one for (_, key), one in shown.items() if key in session.pruned}
+    assert stopped.keys() == session.pruned
+    for one in stopped.values():
+        assert (one["status"], dict(one["tags"])["pruned"]) == ("KILLED", "true")
+        assert {name for name, *_ in one["metrics"]} >= {"validation/map", "loss/query/center"}
+    monkeypatch.setenv("ASYMBENCH_HOME", str(tmp_path))
+    capsys.readouterr()
+    for path in tmp_path.glob("mlflow.db*"):
+        path.unlink()
+    for counts in ("9  0  0", "0  0  9"):  # runs that are new, updated, as they were
+        assert call("tuned") == 0
+        assert counts.split() == capsys.readouterr().out.splitlines()[1].split()[4:7]
+        assert differences(content(tmp_path / "mlflow.db"), shown) == []
