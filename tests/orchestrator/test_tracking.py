@@ -1196,3 +1196,118 @@ def test_no_tracker_takes_everything_and_misses_nothing() -> None:
     assert tracker.is_mirrored(KEY, "anything")
     assert tracker.close(0) == TrackingReport()
     assert tracker.close(0).ok
+
+
+# -- descriptions, inputs, experiments ---------------------------------------------------------
+
+
+def part(context: str) -> tracking.DataInput:
+    return tracking.DataInput("digits", f"d-{context}", context, '{"num_rows": 3}', "{}")
+
+
+@pytest.mark.mlflow
+def test_inputs_are_logged_once_with_their_context(home: Path) -> None:
+    parts = tuple(part(context) for context in ("train", "query", "gallery"))
+    for _ in range(2):
+        tracker = MlflowTracker(None, None, home, verify=True)
+        tracker.open(record(inputs=parts))
+        tracker.finish(KEY, "FINISHED", {"map": len(marks(home)) / 2})
+        assert tracker.close(30).ok
+    ((run_id, *_),) = runs(home)
+    found = rows(
+        home,
+        "select d.name, d.digest, t.name, t.value from inputs i "
+        "join datasets d on d.dataset_uuid = i.source_id "
+        "join input_tags t on t.input_uuid = i.input_uuid where i.destination_id = ?",
+        run_id,
+    )
+    assert sorted(found) == [
+        ("digits", f"d-{context}", "mlflow.data.context", context)
+        for context in ("gallery", "query", "train")
+    ]
+
+
+@pytest.mark.mlflow
+def test_reason_of_a_failure_goes_when_the_run_finishes_after_all(home: Path) -> None:
+    for status, tags in (("FAILED", {"failure": "crash"}), ("FINISHED", {"device": "cpu"})):
+        tracker = MlflowTracker(None, None, home)
+        tracker.open(record())
+        tracker.finish(KEY, status, tags=tags)  # type: ignore[arg-type]
+        assert tracker.close(30).ok
+        ((run_id, *_),) = runs(home)
+        assert ("failure" in texts(home, "tags", run_id)) == (status == "FAILED")
+
+
+@pytest.mark.mlflow
+def test_description_links_to_a_run_and_that_run_back(home: Path) -> None:
+    tracker = MlflowTracker(None, None, home)
+    tracker.open(record(OTHER, "asymbench-stages", tags={"stage_kind": "gallery"}))
+    tracker.finish(OTHER, "FINISHED")
+    link = tracking.Link("gallery", "the gallery", "asymbench-stages", OTHER)
+    gone = tracking.Link("centers", "the centers", "asymbench-stages", "0" * 64)
+    tracker.open(record())
+    note = tracking.Note("| a |", (link, gone), "more")
+    tracker.finish(KEY, "FINISHED", {"map": 1.0}, note=note)
+    assert tracker.close(30).ok
+    ((stage, _, _, _),) = runs(home, OTHER)
+    ((trial, *_),) = runs(home)
+    where = dict(rows(home, "select name, experiment_id from experiments"))
+    shown = texts(home, "tags", trial)["mlflow.note.content"]
+    to_stage = f"[the gallery](#/experiments/{where['asymbench-stages']}/runs/{stage})"
+    assert shown == f"| a |\n\n{to_stage} | the centers\n\nmore"
+    tags = texts(home, "tags", stage)
+    assert tags["used_by.study"] == "true"
+    assert (
+        f"[study](#/experiments/{where['study']}/runs?searchFilter="
+        in (tags["mlflow.note.content"])
+    )
+
+
+def study(current: set[str], **fields: Any) -> tracking.StudyRecord:
+    return tracking.StudyRecord(
+        "study", fields.pop("note", "words"), {"study_kind": "b"}, frozenset(current), **fields
+    )
+
+
+@pytest.mark.mlflow
+def test_study_marks_old_runs_after_its_runs_are_sent_and_asks_nothing_the_second_time(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MlflowTracker(None, None, home)
+    for key in (KEY, OTHER):
+        tracker.open(record(key))
+        tracker.finish(key, "FINISHED", {"map": 0.5})
+    tracker.study(study({KEY}))
+    assert tracker.close(30).ok
+    ((old, *_),) = runs(home, OTHER)
+    ((kept, *_),) = runs(home)
+    assert texts(home, "tags", old)["superseded_by"].startswith("plan:")
+    assert "superseded_by" not in texts(home, "tags", kept)
+    shown = dict(rows(home, "select key, value from experiment_tags"))
+    assert shown["mlflow.note.content"] == "words"
+    monkeypatch.setattr(tracking, "_import_mlflow", lambda: pytest.fail("asked"))
+    again = MlflowTracker(None, None, home)
+    again.study(study({KEY}))
+    assert again.close(10).ok
+
+
+@pytest.mark.mlflow
+def test_long_description_of_a_study_is_cut_at_a_line(home: Path) -> None:
+    tracker = MlflowTracker(None, None, home)
+    tracker.study(study(set(), note="\n".join(["x" * 99] * 100)))
+    assert tracker.close(30).ok
+    shown = dict(rows(home, "select key, value from experiment_tags"))["mlflow.note.content"]
+    *lines, empty, end = shown.split("\n")
+    assert len(shown) <= 5000
+    assert set(lines) == {"x" * 99}
+    assert (empty, end) == ("", "… `asymbench report` has all of it.")
+
+
+def test_study_that_cannot_be_sent_is_a_failure_of_the_report(
+    tmp_path: Path, closed_port: int
+) -> None:
+    tracker = MlflowTracker(f"http://127.0.0.1:{closed_port}", None, tmp_path)
+    tracker.study(study({KEY}))
+    (failure,) = tracker.close(3).failures
+    assert (failure.key, failure.name) == ("study", "study study")
+    assert failure.reason
