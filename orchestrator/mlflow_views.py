@@ -203,7 +203,8 @@ def compare_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     runs = json.dumps(list(run_ids), separators=(",", ":"))
     experiments = json.dumps([experiment_id])
     chosen = f"runs={quote(runs)}&experiments={quote(experiments)}"
-    return f"{base.rstrip('/')}/#/compare-runs?{urlencode(_WORK)}&{chosen}"
+    # The page takes what it compares only from the beginning of the query.
+    return f"{base.rstrip('/')}/#/compare-runs?{chosen}&{urlencode(_WORK)}"
 
 
 def models_link(base: str, experiment_id: str) -> str:
