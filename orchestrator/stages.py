@@ -33,6 +33,7 @@ from orchestrator.checkpoints import Checkpoints, save_tensors
 from orchestrator.errors import StageBusy
 from orchestrator.recording import Recorder, Replay, epoch_name, save_array
 from orchestrator.store import Manifest, StageStore, open_store, write_json
+from orchestrator.versions import installed
 from retrieval.augmentation import Augmentation, Views
 from retrieval.codes import pack
 from retrieval.datasets import Dataset, open_dataset
@@ -135,6 +136,7 @@ def run_stage(work: Work, report: Report, *, wait: float = -1) -> Manifest:
             "attempt": work.attempt,
             "resumed": runner.earlier_seconds > 0,
             "peak_memory_mb": runner.peak_memory_mb(),
+            "versions": installed(),
             **outcome.cost,
         }
         return store.commit(work.id, work.kind, work.identity, outcome.result, cost)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +13,13 @@ from methods.base import METHODS
 from orchestrator.redaction import redactor
 from orchestrator.reporting.costs import device_name
 from orchestrator.reporting.results import StudyResults
-from orchestrator.store import FORMAT
+from orchestrator.store import FORMAT, Manifest
+from orchestrator.versions import PACKAGES
+from orchestrator.wording import plural
 from search_spaces.presets import presets
 
 if TYPE_CHECKING:
     from orchestrator.session import Session
-
-_PACKAGES = ("asymbench", "torch", "timm", "numpy", "ray")
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ class Provenance:
     Attributes:
         commands: to run the study and to report it, without credentials.
         study: the study's file with all that was overridden put in, YAML without credentials.
-        versions: package -> version where this report was written; stages do not record theirs.
+        versions: package -> versions that the finished stages ran on, with their number of stages
+            where they differ: "2.14.0 (3 stages), 2.15.0 (9 stages)".
         code: what does go into the stages' ids: "stages" and "method NAME" -> version.
         data: the datasets.
         machines: processor or GPU -> finished stages that ran on it.
@@ -84,7 +83,7 @@ def provenance(session: Session, results: StudyResults) -> Provenance:
     return Provenance(
         commands=tuple(map(hide, _commands(session))),
         study=hide(text),
-        versions={"python": platform.python_version(), **_versions()},
+        versions=_versions(stages.values()),
         code={"stages": FORMAT, **{f"method {m}": METHODS.get(m).version for m in methods}},
         data=_data(results),
         machines=dict(sorted(machines.items())),
@@ -103,14 +102,16 @@ def _commands(session: Session) -> list[str]:
     ]
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _versions(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Return what the stages ran on; those of earlier releases did not write it down."""
+    ran = [manifest.cost.get("versions") or {} for manifest in manifests]
+    told = {}
+    for package in ("python", *PACKAGES):
+        counts = Counter(str(one.get(package, "not recorded")) for one in ran)
+        if set(counts) - {"not recorded"}:
+            parts = [f"{name} ({plural(n, 'stage')})" for name, n in sorted(counts.items())]
+            told[package] = ", ".join(parts) if len(counts) > 1 else next(iter(counts))
+    return told
 
 
 def _data(results: StudyResults) -> tuple[DataNote, ...]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,9 @@ def test_stages_with_two_workers_are_whole_and_nearly_those_of_one(two_workers, 
         near(files(tmp_path, alone, kind), files(home, plan, kind))
         same_losses(one[kind][1]["final"], two[kind][1]["final"])
         (stage,) = plan.of_kind(kind)
-        assert open_store(home).manifest(stage.id).cost["workers"] == 2
+        cost = open_store(home).manifest(stage.id).cost
+        assert cost["workers"] == 2
+        assert cost["versions"]["torch"] == version("torch")
         assert stage.id != alone.of_kind(kind)[0].id
     (centers, _), (same, _) = one["centers"], two["centers"]
     assert centers == same

@@ -148,9 +148,23 @@ def test_origins_name_the_command_the_data_and_the_versions(tmp_path, monkeypatc
     assert (data.name, data.protocol, data.at) == ("digits", "digits-30", "all")
     assert (data.sizes["query"], data.sizes["gallery"]) == (300, 1497)
     assert len(data.fingerprint) == 64
-    assert {"python", "asymbench", "torch"} <= found.versions.keys()
+    assert found.versions == {}  # nothing ran yet
     assert {"method csch", "method csq", "method l2", "method orthohash"} <= found.code.keys()
     assert found.machines == {}
+
+
+def test_versions_are_those_that_the_stages_ran_on(tmp_path):
+    session = open_session("quickstart", ("bits=[16]", "seeds=[0]"), home=tmp_path)
+    store, plan = session.store, session.plan
+    centers, *galleries = [*plan.of_kind("centers")[:1], *plan.of_kind("gallery")[:3]]
+    finish(store, plan, centers.id, {}, 1.0)  # of a release that did not write them down
+    for stage, torch in zip(galleries, ("2.14.0", "2.15.0", "2.15.0"), strict=True):
+        finish(store, plan, stage.id, {}, 1.0, versions={"torch": torch, "timm": "1.0"})
+    found = provenance(session, gather(plan, store))
+    assert found.versions == {
+        "torch": "2.14.0 (1 stage), 2.15.0 (2 stages), not recorded (1 stage)",
+        "timm": "1.0 (3 stages), not recorded (1 stage)",
+    }
 
 
 def test_a_file_of_ones_own_is_named_even_where_a_preset_has_its_name(tmp_path):
