@@ -50,6 +50,7 @@ from orchestrator.tracking_records import (
     Note,
     RunRecord,
     StudyRecord,
+    VersionRecord,
     mirror_digest,
 )
 from retrieval.atomic import write_atomic
@@ -228,10 +229,16 @@ class Mirror(Listener):
             answers = answers and self.tracker.flush(patience)
         self.describe(table)
 
+    def begin(self) -> None:
+        """Have the study's experiment show its views and current runs while the study runs."""
+        self._describe("", None)
+
     def describe(self, table: str) -> None:
         """Have the study's experiment show the study as it is: table, views, current runs."""
-        if self._off:
-            return
+        if not self._off:
+            self._describe(table, versions(self.plan, self.store))
+
+    def _describe(self, table: str, chosen: tuple[VersionRecord, ...] | None) -> None:
         self.tracker.study(
             StudyRecord(
                 experiment=self.plan.study,
@@ -241,7 +248,7 @@ class Mirror(Listener):
                     "study_kind": self.kind,
                 },
                 current=frozenset({*(t.id for t in self.plan.trials), self._search_key}),
-                versions=versions(self.plan, self.store),
+                versions=chosen,
             )
         )
 

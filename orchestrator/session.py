@@ -303,6 +303,7 @@ def run(session: Session, place: Place = Place()) -> RunResult:
     logs = StageLogs(home, store, tell=progress.say)
     try:
         if todo or (search is not None and not search.over):
+            mirror.begin()
             with progress, board, stopped_gently(options.drain):
                 execute(plan, options, [progress, mirror, board, logs], search)
         drawn = draw_search(session) if search is not None else []

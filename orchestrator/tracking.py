@@ -1159,7 +1159,7 @@ class MlflowTracker:
             where = f"#/experiments/{self._experiment(link.experiment)}/runs/{run_id}"
             label = self._hide(link.label)
             links.append(f"[{label}]({where})" if run_id else label)
-        parts = (self._hide(note.text), " | ".join(links), self._hide(note.more))
+        parts = (" | ".join(links), self._hide(note.text), self._hide(note.more))
         return _cut("\n\n".join(part for part in parts if part), _MAX_TAG)
 
     def _linked_run(self, link: Link) -> str | None:

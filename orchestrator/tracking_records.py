@@ -58,9 +58,9 @@ class Note:
     """The description of a run.
 
     Attributes:
-        text: Markdown, shown first.
-        links: in a line below it.
-        more: Markdown below that; MLflow folds away what is long.
+        text: Markdown.
+        links: in a line above it.
+        more: Markdown below; MLflow folds away what is long.
     """
 
     text: str = ""
@@ -142,14 +142,14 @@ class StudyRecord:
         note: description in Markdown.
         tags: of the experiment.
         current: keys of the runs that belong to the study as it is now; others are marked.
-        versions: registered models.
+        versions: registered models; None leaves them as they are.
     """
 
     experiment: str
     note: str
     tags: Mapping[str, str]
     current: frozenset[str]
-    versions: tuple[VersionRecord, ...] = ()
+    versions: tuple[VersionRecord, ...] | None = None
 
     def digest(self) -> str:
         """Return the SHA-256 of all of it."""

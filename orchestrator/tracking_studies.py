@@ -58,6 +58,8 @@ def update_study(
         if experiment.tags.get(name) != value:
             client.set_experiment_tag(experiment_id, name, value)
     _mark(client, runs, record)
+    if record.versions is None:
+        return
     wanted_keys = {version.key for version in record.versions}
     models = {}
     for run in runs:

@@ -124,7 +124,12 @@ def save(page: Page, name: str) -> None:
     """Keep a picture where somebody asks for it: those in the documentation are made so."""
     folder = os.environ.get("ASYMBENCH_TEST_PICTURES")
     if folder:
-        page.keyboard.press("Escape")
+        for button in page.locator(
+            '[data-component-id="mlflow.assistant.chat_panel.close"]'
+        ).all():
+            button.click()
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.wait_for_timeout(3000)  # charts are drawn anew
         page.screenshot(path=Path(folder) / f"mlflow_{name}.png")
 
 

@@ -1254,7 +1254,7 @@ def test_description_links_to_a_run_and_that_run_back(home: Path) -> None:
     where = dict(rows(home, "select name, experiment_id from experiments"))
     shown = texts(home, "tags", trial)["mlflow.note.content"]
     to_stage = f"[the gallery](#/experiments/{where['asymbench-stages']}/runs/{stage})"
-    assert shown == f"| a |\n\n{to_stage} | the centers\n\nmore"
+    assert shown == f"{to_stage} | the centers\n\n| a |\n\nmore"
     tags = texts(home, "tags", stage)
     assert tags["used_by.study"] == "true"
     assert (
