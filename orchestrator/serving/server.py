@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from orchestrator.serving.demo import Panel, Queries
 from orchestrator.serving.gallery import shrunk
@@ -23,9 +23,9 @@ from retrieval.errors import DatasetError, InputError
 from retrieval.images import decode_bytes
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_UPLOAD = 32 * 2**20
 """Bytes of an image that is asked about."""
@@ -34,6 +34,14 @@ MOST = 100
 """Matches that can be asked for."""
 
 _USUAL = 10
+
+_PATIENCE = 60.0
+"""Seconds in which an upload must have arrived."""
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:@/\\\s]+))(?::[0-9]*)?", re.IGNORECASE)
+"""An address of IPv6, or another address or a name; with or without a port."""
+
+_NUMBER = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 _POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
@@ -97,57 +105,67 @@ class Demo:
         """End the computing thread."""
         self._work.shutdown(cancel_futures=True)
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Return the application for a server."""
         from starlette.applications import Starlette
         from starlette.routing import Route
 
-        answer = self._guarded
-        routes = [Route(path, answer(_file(*file))) for path, file in _FILES.items()]
+        routes = [Route(path, _file(*file)) for path, file in _FILES.items()]
         routes += [
-            Route("/api/demo", answer(self._facts)),
-            Route("/api/search", answer(self._upload), methods=["POST"]),
-            Route("/api/queries/{number:int}/search", answer(self._query), methods=["POST"]),
-            Route("/queries/{number:int}.jpg", answer(self._query_image)),
-            Route("/gallery/{panel:int}/{row:int}.jpg", answer(self._gallery_image)),
+            Route("/api/demo", self._facts),
+            Route("/api/search", self._upload, methods=["POST"]),
+            Route("/api/queries/{number}/search", self._query, methods=["POST"]),
+            Route("/queries/{number}.jpg", self._query_image),
+            Route("/gallery/{panel}/{row}.jpg", self._gallery_image),
         ]
-        return Starlette(routes=routes)
+        site = Starlette(routes=routes, exception_handlers={_Refused: _refusal})
+        site.router.redirect_slashes = False
+        return self._guarded(site)
 
-    def _guarded(
-        self, endpoint: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        from starlette.responses import JSONResponse
+    def _guarded(self, site: ASGIApp) -> ASGIApp:
+        """Return an application that asks the site for its own page only.
 
-        async def guarded(request: Request) -> Response:
-            try:
-                self._check_sender(request)
-                response = await endpoint(request)
-            except _Refused as refused:
-                response = JSONResponse({"error": refused.why}, refused.status)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-            return response
+        It stands around all of the site, so that every answer has the headers, that of a path
+        which there is not too.
+        """
+        from starlette.datastructures import Headers, MutableHeaders
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_guarded(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message).update(_HEADERS)
+                await send(message)
+
+            refused = self._refused(Headers(scope=scope))
+            if refused is None:
+                await site(scope, receive, send_guarded)
+            else:
+                await _answer_to(refused)(scope, receive, send_guarded)
 
         return guarded
 
-    def _check_sender(self, request: Request) -> None:
-        """Refuse what a page of another site may have sent."""
-        if not self._is_ours(urlsplit(f"//{request.headers.get('host', '')}").hostname):
-            raise _Refused(421, "this server does not answer for that host")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            raise _Refused(403, "this server answers its own page only")
+    def _refused(self, headers: Mapping[str, str]) -> _Refused | None:
+        """Return why a request is not answered that a page of another site may have sent."""
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return _Refused(421, "this server does not answer for that host")
+        origin = headers.get("origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            return _Refused(403, "this server answers its own page only")
+        return None
 
-    def _is_ours(self, name: str | None) -> bool:
+    def _is_ours(self, host: str) -> bool:
         """Whether a host is this one: by a name that it has, or by any address, as no name is
         looked up then.
         """
-        if name is None:
+        found = _HOST.fullmatch(host)
+        if found is None:
             return False
+        address, name = found.groups()
         try:
-            ipaddress.ip_address(name)
+            ipaddress.ip_address(address or name)
         except ValueError:
-            return name.lower() in self._names
+            return name is not None and name.lower() in self._names
         return True
 
     async def _compute(self, function: Callable[..., T], *given: Any) -> T:
@@ -203,16 +221,18 @@ class Demo:
         return await self._picture(lambda: self.queries.image(number))
 
     def _number(self, request: Request) -> int:
-        number: int = request.path_params["number"]
-        if number >= len(self.queries):
+        number = _number(request, "number", len(self.queries))
+        if number is None:
             raise _Refused(404, f"there are {len(self.queries)} queries")
         return number
 
     async def _gallery_image(self, request: Request) -> Response:
-        number, row = request.path_params["panel"], request.path_params["row"]
-        if number >= len(self.panels) or row >= len(self.panels[number].gallery):
+        number = _number(request, "panel", len(self.panels))
+        gallery = None if number is None else self.panels[number].gallery
+        row = None if gallery is None else _number(request, "row", len(gallery))
+        if gallery is None or row is None:
             raise _Refused(404, "there is no such image")
-        return await self._picture(lambda: self.panels[number].gallery.image(row))
+        return await self._picture(lambda: gallery.image(row))
 
     async def _picture(self, image: Callable[[], Any]) -> Response:
         from starlette.responses import Response
@@ -224,6 +244,17 @@ class Demo:
         return Response(data, media_type="image/jpeg")
 
 
+def _answer_to(refused: _Refused) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": refused.why}, refused.status)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, _Refused)
+    return _answer_to(error)
+
+
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         from starlette.responses import Response
@@ -233,20 +264,35 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
+def _number(request: Request, name: str, below: int) -> int | None:
+    """Return a number of the path; None where it is none below the limit."""
+    text = request.path_params[name]
+    return int(text) if _NUMBER.fullmatch(text) and int(text) < below else None
+
+
 def _wanted(request: Request) -> int:
     text = request.query_params.get("k", str(_USUAL))
-    if not (text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= MOST):
+    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= MOST):
         raise _Refused(400, f"k must be from 1 to {MOST}")
     return int(text)
 
 
 async def _body(request: Request) -> bytes:
-    """Return what was sent, as far as it may be that much."""
+    """Return what was sent, as far as it may be that much and take that long."""
+    from starlette.requests import ClientDisconnect
+
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > LARGEST_UPLOAD:
-            raise _Refused(413, f"an image of at most {LARGEST_UPLOAD // 2**20} MiB can be asked")
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > LARGEST_UPLOAD:
+                    most = LARGEST_UPLOAD // 2**20
+                    raise _Refused(413, f"an image of at most {most} MiB can be asked")
+    except TimeoutError:
+        raise _Refused(408, "the image did not arrive in time") from None
+    except ClientDisconnect:
+        raise _Refused(400, "the image did not arrive whole") from None  # nobody hears it
     if not data:
         raise _Refused(400, "nothing was sent")
     return bytes(data)
@@ -265,6 +311,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: there is no such host here, or the port is in use or not allowed.
     """
+    if not host:  # all addresses to the system, which is said as 0.0.0.0
+        raise InputError("must be a name or an address", key="--host", value=host)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -298,7 +346,7 @@ def address_of(listening: socket.socket) -> str:
     return f"http://{host}:{port}/"
 
 
-def serve(app: Starlette, listening: socket.socket) -> None:
+def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Answer until SIGINT or SIGTERM."""
     import uvicorn
 
@@ -307,6 +355,8 @@ def serve(app: Starlette, listening: socket.socket) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
+        ws="none",
         lifespan="off",
         timeout_graceful_shutdown=2,
         limit_concurrency=64,

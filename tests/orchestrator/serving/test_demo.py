@@ -1,5 +1,6 @@
 """The demo's server: what it answers, and what it refuses."""
 
+import asyncio
 import io
 import signal
 import socket
@@ -127,16 +128,17 @@ def test_images_are_served_by_row(client, trained) -> None:
 def test_the_page_is_whole_and_says_what_may_be_loaded(client) -> None:
     page = client.get("/")
     assert "Choose an image" in page.text and "//" not in page.text.replace("<!DOCTYPE", "")
-    for path in ("/", "/style.css", "/demo.css", "/demo.js", "/api/demo", "/nothing/of/it"):
+    for path in ("/", "/style.css", "/demo.css", "/demo.js", "/api/demo"):
         response = client.get(path)
-        if path == "/nothing/of/it":
-            assert response.status_code == 404
-            continue
         assert response.status_code == 200
-        policy = response.headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "unsafe" not in policy
-        assert response.headers["x-content-type-options"] == "nosniff"
-        assert "access-control-allow-origin" not in response.headers
+        check_headers(response)
+
+
+def check_headers(response) -> None:
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in response.headers
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,11 @@ def test_the_page_is_whole_and_says_what_may_be_loaded(client) -> None:
         ("GET", "/gallery/0/999999999.jpg", 404),
         ("GET", "/gallery/0/-1.jpg", 404),
         ("GET", "/gallery/0/..%2f..%2fetc%2fpasswd.jpg", 404),
+        ("GET", f"/gallery/0/{'9' * 5000}.jpg", 404),  # more than Python takes for a number
+        ("GET", f"/queries/{'9' * 5000}.jpg", 404),
+        ("GET", "/gallery/0/%D9%A1.jpg", 404),  # an Arabic 1
+        ("GET", "/style.css/", 404),
+        ("GET", "/nothing/of/it", 404),
         ("GET", "/style.css/../server.py", 404),
         ("GET", "/../server.py", 404),
         ("GET", "/api/search", 405),
@@ -162,7 +169,9 @@ def test_the_page_is_whole_and_says_what_may_be_loaded(client) -> None:
     ],
 )
 def test_what_is_not_there_is_not_answered(client, method, path, status) -> None:
-    assert client.request(method, path).status_code == status
+    response = client.request(method, path, follow_redirects=False)
+    assert response.status_code == status
+    check_headers(response)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +200,29 @@ def test_uploads_that_are_too_large_are_refused(client) -> None:
     assert bomb.status_code == 422 and "exceeds limit" in bomb.json()["error"]
 
 
+@pytest.mark.parametrize(("patience", "status"), [(60.0, 400), (0.02, 408)])
+def test_an_upload_that_stops_is_given_up(client, monkeypatch, patience, status) -> None:
+    """Its sender leaves, or stays and sends nothing more."""
+    monkeypatch.setattr(server, "_PATIENCE", patience)
+    said = []
+
+    async def receive():
+        if not said:
+            said.append("some")
+            return {"type": "http.request", "body": b"some", "more_body": True}
+        if status == 408:
+            await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        said.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
+    scope = {"type": "http", "method": "POST", "path": "/api/search", "headers": headers}
+    asyncio.run(client.app({**scope, "query_string": b""}, receive, send))
+    assert said[1]["status"] == status and b"did not arrive" in said[2]["body"]
+
+
 @pytest.mark.parametrize(
     ("host", "answered"),
     [
@@ -204,12 +236,18 @@ def test_uploads_that_are_too_large_are_refused(client) -> None:
         ("127.0.0.1.evil.example", False),
         ("localhost.evil.example", False),
         ("", False),
+        ("[", False),
+        ("[::1", False),
+        ("[localhost]:8000", False),
+        ("user@127.0.0.1", False),
     ],
 )
 def test_a_name_that_was_pointed_here_is_not_answered(client, host, answered) -> None:
-    for method, path in (("GET", "/"), ("GET", "/gallery/0/0.jpg"), ("POST", "/api/search")):
+    asked = [("GET", "/"), ("GET", "/gallery/0/0.jpg"), ("POST", "/api/search"), ("GET", "/no")]
+    for method, path in asked:
         response = client.request(method, path, headers={"Host": host})
         assert (response.status_code != 421) == answered
+        check_headers(response)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +257,8 @@ def test_a_name_that_was_pointed_here_is_not_answered(client, host, answered) ->
         ("http://127.0.0.1:9000", False),
         ("https://evil.example", False),
         ("null", False),
+        ("http://[", False),
+        ("", False),
     ],
 )
 def test_pages_of_other_sites_cannot_ask(client, origin, answered) -> None:
@@ -268,6 +308,7 @@ def test_images_of_ones_own_are_shown_and_have_no_class(trained, tmp_path) -> No
         (["csch", "daph", "csch"], "one trial, or two"),
         (["csch", "--index", "a", "--index", "b"], "one for all"),
         (["csch", "--host", "no.such.host.invalid"], "is no host"),
+        (["csch", "--host", ""], "--host: must be a name or an address"),
         (["csch", "--host", "203.0.113.7"], "is no address of this machine"),
         (["csch", "--port", "70000"], "--port"),
         (["nothing like it"], "TRIAL"),
