@@ -166,7 +166,7 @@ class Gallery:
 
         Args:
             rows: (n,) of the gallery.
-            classes: names; None or none at all is not known either.
+            classes: names; None, and names that its dataset does not have, are not known either.
         """
         if self._names is None:
             members = self._rows[rows]
@@ -175,10 +175,10 @@ class Gallery:
             if column.null_count:
                 return None
             members = column.to_numpy()
-        if not classes:
-            return None
         index = self.trained.dataset.index()
-        wanted = [index.classes.index(name) for name in classes]
+        wanted = [index.classes.index(name) for name in classes or () if name in index.classes]
+        if not wanted:
+            return None
         labels = np.asarray(index.labels)[members]
         has = labels[:, wanted].any(axis=1) if index.multi_label else np.isin(labels, wanted)
         return int(has.sum())

@@ -106,6 +106,18 @@ def test_a_test_query_is_judged_by_its_label(client, trained) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("classes", "right"),
+    [(["3"], {3}), (["3", "7"], {3, 7}), (["cat", "7"], {7}), (["cat"], None), ([], None)],
+)
+def test_classes_of_another_dataset_are_not_judged(trained, classes, right) -> None:
+    """Two trials that are asked the same need not be of one dataset."""
+    rows = np.arange(0, 200, 3)
+    labels = np.asarray(trained.dataset.index().labels)[trained.rows("gallery")[rows]]
+    wanted = None if right is None else sum(label in right for label in labels.tolist())
+    assert study_gallery(trained).relevant(rows, classes) == wanted
+
+
 def test_ties_are_shown_evenly_over_the_gallery() -> None:
     near = Hits(np.arange(100, 111), np.array([0, 1, *[2] * 9]))
     shown = _spread(near, 5)
