@@ -205,7 +205,7 @@ def index(
     study's own gallery, whose codes are there already. Stopped at any time, the same command goes
     on where it was.
     """
-    from orchestrator.serving.gallery import build_gallery
+    from orchestrator.serving.building import build_gallery
     from orchestrator.serving.photos import find_photos
 
     folder = Path(output).expanduser()
@@ -215,7 +215,7 @@ def index(
     trained = open_named(trial, device)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        manifest, added = build_gallery(
+        built = build_gallery(
             trained,
             photos,
             folder,
@@ -228,14 +228,25 @@ def index(
     except KeyboardInterrupt:
         click.echo("\ninterrupted; the same command goes on from here", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
-    skipped = [entry for part in manifest.parts for entry in part.skipped]
+    bits, total = built.manifest.bits, built.manifest.images
     if as_json:
-        found = {"index": str(folder), "trial": trained.id, "bits": manifest.bits}
-        echo_json({**found, "images": manifest.images, "added": added, "skipped": skipped})
+        found = {"index": str(folder), "trial": trained.id, "bits": bits, "images": total}
+        lists = {"skipped": built.skipped, "changed": built.changed}
+        echo_json({**found, "added": built.added, **lists})
         return
-    _tell_skipped([(entry["image"], entry["reason"]) for entry in skipped])
-    said = f"{added:,} added" if added else "nothing to add"
-    click.echo(f"{folder}: {manifest.images:,} images of {manifest.bits} bits, {said}")
+    _tell_skipped([(entry["image"], entry["reason"]) for entry in built.skipped])
+    _tell_changed(built.changed)
+    said = f"{built.added:,} added" if built.added else "nothing to add"
+    click.echo(f"{folder}: {total:,} images of {bits} bits, {said}")
+
+
+def _tell_changed(names: list[str]) -> None:
+    from orchestrator.wording import printable
+
+    for name in names:
+        click.echo(f"changed {printable(name)}: the index keeps what it was", err=True)
+    if names:
+        click.echo("an index that is built anew in another folder has them as they are", err=True)
 
 
 # ---- search --------------------------------------------------------------------------------

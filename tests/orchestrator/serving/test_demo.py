@@ -16,8 +16,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from orchestrator.serving import server
+from orchestrator.serving.building import build_gallery
 from orchestrator.serving.demo import Queries, _spread, panels
-from orchestrator.serving.gallery import build_gallery, open_gallery, study_gallery
+from orchestrator.serving.gallery import open_gallery, study_gallery
 from orchestrator.serving.photos import find_photos
 from orchestrator.serving.server import LARGEST_UPLOAD, MOST, Demo, address_of, listen
 from orchestrator.serving.trained import TrainedTrial, open_trial

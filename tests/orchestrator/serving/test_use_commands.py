@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_the_studys_own_gallery_is_indexed_without_encoding(
     in_home, asymbench, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(
-        "orchestrator.serving.gallery.encode_photos", lambda *a, **k: pytest.fail("it encodes")
+        "orchestrator.serving.building.encode_photos", lambda *a, **k: pytest.fail("it encodes")
     )
     told = asymbench("index", "csch", "-o", str(tmp_path / "own"), "--json")
     trained = open_trial(open_session("served", ran=True), "csch")
@@ -220,6 +221,7 @@ def test_an_index_grows_by_what_it_does_not_have(in_home, asymbench, photos, tmp
         assert told.code == 0 and said in told.out
     parts = [np.load(folder / f"codes-000{n}.npy") for n in (0, 1)]
     assert np.array_equal(np.concatenate(parts), expected("gallery")[0])
+    assert "changed" not in told.err
     lonely = asymbench("index", "csch", "-o", str(folder), "--add")
     assert lonely.code == 2 and "name the images to add" in lonely.err
 
@@ -227,7 +229,7 @@ def test_an_index_grows_by_what_it_does_not_have(in_home, asymbench, photos, tmp
 def test_a_stopped_building_goes_on_to_the_same_bytes(
     in_home, asymbench, photos, tmp_path, monkeypatch
 ) -> None:
-    import orchestrator.serving.gallery as module
+    import orchestrator.serving.building as module
 
     monkeypatch.setattr(module, "_CHUNK", 4)
     args = ("index", "csch", str(photos), "--batch-size", "4", "-o")
@@ -266,6 +268,31 @@ def test_unreadable_images_are_left_out_of_an_index_and_listed(
     codes, places = expected("gallery")
     of = dict(zip(places.tolist(), codes, strict=True))
     assert np.array_equal(np.load(tmp_path / "own" / "codes-0000.npy"), [of[0], of[1]])
+
+
+def test_an_addition_lists_what_it_cannot_read_and_what_has_changed(
+    in_home, asymbench, photos, tmp_path
+) -> None:
+    """Codes that an index has stay; what they are no longer codes of is said."""
+    mine, folder = tmp_path / "mine", tmp_path / "own"
+    shutil.copytree(photos / "a", mine)
+    built(asymbench, folder, str(mine))
+    kept = contents(folder)
+    (mine / "bad.png").write_bytes(b"")
+    shutil.copy(photos / "b" / "01.png", mine / "00.png")
+    args = ("index", "csch", str(mine), "-o", str(folder), "--add")
+    stopped = asymbench(*args)
+    assert stopped.code == 2 and "bad.png" in stopped.err
+    told = asymbench(*args, "--skip-unreadable")
+    assert told.code == 0 and "6 images of 16 bits, nothing to add" in told.out
+    assert f"skipped {mine / 'bad.png'}: no image that can be decoded" in told.err
+    assert f"changed {mine / '00.png'}: the index keeps what it was" in told.err
+    assert contents(folder) == kept
+    shutil.copy(photos / "b" / "03.png", mine)
+    shown = json.loads(asymbench(*args, "--skip-unreadable", "--json").out)
+    assert (shown["images"], shown["added"]) == (7, 1)
+    assert shown["changed"] == [str(mine / "00.png")]
+    assert [entry["image"] for entry in shown["skipped"]] == [str(mine / "bad.png")]
 
 
 def test_a_folder_with_other_files_is_left_alone(in_home, asymbench, tmp_path) -> None:
