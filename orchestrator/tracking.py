@@ -55,7 +55,14 @@ from orchestrator.tracking_records import (
     mirror_digest,
 )
 from orchestrator.tracking_records import number as _number
-from orchestrator.tracking_studies import KEY_TAG, SUPERSEDED_TAG, forget, replaced, update_study
+from orchestrator.tracking_studies import (
+    KEY_TAG,
+    SUPERSEDED_NOTE,
+    SUPERSEDED_TAG,
+    forget,
+    replaced,
+    update_study,
+)
 from orchestrator.tracking_uri import default_uri, is_server, sqlite_path, sqlite_uri
 from retrieval.errors import InputError
 
@@ -820,6 +827,7 @@ class MlflowTracker:
             if run.run_id is None:
                 self._find_or_create(run)
             if run.finish is not None and self._is_complete(run, run.finish):
+                self._renew_links(run, run.finish)
                 self._link_back(run, run.finish)
                 self._write_mark(run.record, self._mark(run, run.finish))
                 self._count("unchanged", 1)
@@ -1161,6 +1169,14 @@ class MlflowTracker:
             links.append(f"[{label}]({where})" if run_id else label)
         parts = (" | ".join(links), self._hide(note.text), self._hide(note.more))
         return _cut("\n\n".join(part for part in parts if part), _MAX_TAG)
+
+    def _renew_links(self, run: _Run, end: _Finish) -> None:
+        """Have a complete run link to the runs that there are: a stage's may have been remade."""
+        if end.note is None or not end.note.links:
+            return
+        wanted = self._noted(run, end.note)
+        if run.known_tags.get(NOTE_TAG, "").removeprefix(SUPERSEDED_NOTE) != wanted:
+            self._log_texts(run.run_id, tags={NOTE_TAG: wanted})
 
     def _linked_run(self, link: Link) -> str | None:
         """Return the id of the run that a link leads to; None where MLflow does not have it."""

@@ -20,7 +20,7 @@ REBUILT = "rebuild"
 
 _PAGE = 1000
 _MAX_NOTE = 5000  # of an experiment's tag
-_SUPERSEDED = (
+SUPERSEDED_NOTE = (
     "> **Superseded.** The settings of the study have changed since, and this trial is not one of "
     "its trials any more. The filter `tags.superseded_by IS NULL` leaves such runs out.\n\n"
 )
@@ -115,10 +115,10 @@ def _mark(client: Any, runs: Iterable[Any], record: StudyRecord) -> None:
         is_current = tags[KEY_TAG] in record.current
         note = tags.get(NOTE_TAG, "")
         if not is_current and not marked:
-            client.set_tag(run_id, NOTE_TAG, _SUPERSEDED + note)
+            client.set_tag(run_id, NOTE_TAG, SUPERSEDED_NOTE + note)
             client.set_tag(run_id, SUPERSEDED_TAG, f"{BY_PLAN}{plan}")
         elif is_current and marked and not replaced(run):
-            client.set_tag(run_id, NOTE_TAG, note.removeprefix(_SUPERSEDED))
+            client.set_tag(run_id, NOTE_TAG, note.removeprefix(SUPERSEDED_NOTE))
             client.delete_tag(run_id, SUPERSEDED_TAG)
 
 

@@ -350,6 +350,9 @@ def test_stages_of_two_studies_say_so_whichever_is_synced_last(home, tmp_path):
     for study in ("synced", "unmirrored", "synced"):
         assert call(study, "--uri", uri) == 0
         assert content(other) == shown
+    assert call("synced", "--uri", uri, "--rebuild") == 0
+    assert call("unmirrored", "--uri", uri) == 0  # whose trials linked to what was deleted
+    assert differences(content(other), shown) == []
 
 
 # ---- settings that change --------------------------------------------------------------------
