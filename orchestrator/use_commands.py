@@ -305,13 +305,16 @@ def search(
     page, drawing = check_output(html, key="--html"), check_output(picture, key="--picture")
     if nprobe is not None and engine != "faiss-ivf":
         raise InputError("is of --engine faiss-ivf", key="--nprobe", value=nprobe)
-    if k is None and (radius is None or engine != "exact"):
+    if k is None and radius is not None and engine != "exact":
+        raise InputError("needs -k too with this engine", key="--radius", value=radius)
+    if k is None and radius is None:
         k = 10
     trained = open_named(trial, device)
     gallery = gallery_of(trained, folder)
     index = index_of(gallery, engine, nprobe=nprobe or 8, threads=visible_cpus())
     answers = []
-    for name, image, code in _encoded(trained, side, images, threads):
+    drawn = page is not None or drawing is not None
+    for name, image, code in _encoded(trained, side, images, threads, drawn=drawn):
         hits = index.search(code, k, radius)[0]
         found, more = matches(gallery, hits), beyond(index, code, hits, k)
         answers.append(Answer(name, image, bits_text(code[0], trained.bits), found, more))
@@ -348,9 +351,14 @@ def gallery_of(trained: TrainedTrial, folder: str | None) -> Gallery:
 
 
 def _encoded(
-    trained: TrainedTrial, side: SideName, images: tuple[str, ...], threads: int | None
+    trained: TrainedTrial,
+    side: SideName,
+    images: tuple[str, ...],
+    threads: int | None,
+    *,
+    drawn: bool,
 ) -> list[tuple[str, Any, Any]]:
-    """Return name, image to show and code (1, ceil(B / 8)) of each query."""
+    """Return name, image to draw or None, and code (1, ceil(B / 8)) of each query."""
     from orchestrator.serving.encoding import encode_photos
     from orchestrator.serving.gallery import shrunk
     from orchestrator.serving.photos import PhotoReader, find_photos
@@ -359,7 +367,7 @@ def _encoded(
     photos = find_photos(images)
     with PhotoReader() as reader:
         encoded = encode_photos(trained.side(side), photos, reader, threads=threads)
-        shown = [shrunk(reader.read(photo)) for photo in photos]
+        shown = [shrunk(reader.read(photo)) if drawn else None for photo in photos]
     names = [photo.name for photo in photos]
     return list(zip(names, shown, pack(encoded.h)[:, None], strict=True))
 

@@ -115,6 +115,7 @@ class HammingIndex:
         few = len(queries) * self._size < SMALL and not self.lasting
         if few or not self._size:  # not worth loading numba
             return [_few(query, self._joined(), self.bits, k, reach) for query in queries]
+        k = k if k is None else min(k, self._size)  # compiled code takes 64 bits of it
         slices = self._slices()
         with ThreadPoolExecutor(self.threads, "search") as pool:
             return [self._scan(query, slices, k, reach, pool) for query in queries]

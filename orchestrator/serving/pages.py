@@ -40,14 +40,14 @@ class Answer:
 
     Attributes:
         name: of the query.
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8; None where nothing is drawn.
         code: its bits as text.
         found: nearest first.
         beyond: how many more are as near as the last; None where that is not known.
     """
 
     name: str
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8] | None
     code: str
     found: list[Match]
     beyond: int | None

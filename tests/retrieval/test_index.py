@@ -32,7 +32,8 @@ def as_lists(hits) -> tuple[list[int], list[int]]:
     return hits.rows.tolist(), hits.distances.tolist()
 
 
-ASKED = [(1, None), (10, None), (None, 5), (7, 4), (400, None), (1000, 1000), (3, 0), (None, 0)]
+ASKED = [(1, None), (10, None), (None, 5), (7, 4), (400, None), (1000, 1000), (3, 0), (None, 0),
+         (10**30, 10**30)]  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [1, 12, 16, 24, 32, 48, 64, 100, 128, 192, 256, 320])

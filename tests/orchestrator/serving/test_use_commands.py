@@ -439,6 +439,7 @@ def test_engines_that_look_at_all_find_the_same_distances(
     [
         (["--engine", "fais"], "did you mean 'faiss'"),
         (["--nprobe", "3"], "is of --engine faiss-ivf"),
+        (["--engine", "faiss", "--radius", "3"], "--radius: needs -k too"),
         (["-k", "0"], "-k"),
         (["--radius", "-1"], "--radius"),
         (["--html", "no/where.html"], "no such folder"),
