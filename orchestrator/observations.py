@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.plan import Plan, SearchCell, Trial
-from orchestrator.report import trial_failure
+from orchestrator.report import failure_text, trial_failure
 from orchestrator.store import StageStore, read_json
 
 ObservedState = Literal["done", "pruned", "failed", "missing"]
@@ -94,7 +94,7 @@ def _observe(
         by_epoch=epochs_of(trial.trained, store) if trained else {},
         test=float(scored.result["map"]) if scored else None,
         seconds=float(manifest.cost["seconds"]) if manifest else None,
-        reason=f"{failure['kind']}: {failure['reason']}" if failure and state == "failed" else "",
+        reason=failure_text(failure) if failure and state == "failed" else "",
         trial=trial.id,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan, Trial
+from orchestrator.redaction import redact
 from orchestrator.store import StageStore
 from orchestrator.wording import duration, plural
 
@@ -27,6 +29,15 @@ def trial_failure(trial: Trial, store: StageStore) -> dict[str, Any] | None:
         if failure is not None:
             return failure
     return None
+
+
+def failure_text(failure: Mapping[str, Any]) -> str:
+    """Return why a trial failed, in one line that can be sent: without credentials.
+
+    What an error says may hold line ends and codes that move a terminal's cursor.
+    """
+    text = redact(f"{failure['kind']}: {failure['reason']}")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 @dataclass(frozen=True)
@@ -51,14 +62,18 @@ class Sharing:
         """Return the line for people."""
         if not self.users:
             return "no gallery training was shared"
-        whole = self.seconds + self.saved
-        share = f", {self.saved / whole:.0%} of the work" if whole else ""
-        return (
-            f"{plural(self.galleries, 'gallery training')} served "
-            f"{plural(self.users, 'trial')}: "
-            f"{self.avoided} were shared instead of repeated, which saved "
-            f"{duration(self.saved)} of {duration(whole)}{share}"
+        served = (
+            f"{plural(self.galleries, 'gallery training')} served {plural(self.users, 'trial')}"
         )
+        if not self.saved:
+            return f"{served}: none was shared"
+        whole = self.seconds + self.saved
+        share = f"{self.saved / whole:.0%} of the work"
+        saved = f"saved {duration(self.saved)} of {duration(whole)}, {share}"
+        if not self.avoided:
+            return f"{served}: none was shared; sharing other stages {saved}"
+        many = "was" if self.avoided == 1 else "were"
+        return f"{served}: {self.avoided} {many} shared instead of repeated, which {saved}"
 
 
 def sharing(plan: Plan, store: StageStore, estimator: Estimator | None = None) -> Sharing:

@@ -25,7 +25,9 @@ from retrieval.errors import InputError
 )
 @click.option("-o", "--output", help="Write to a file.")
 @click.option("--standalone", is_flag=True, help="With --format tex: a complete document.")
-@click.option("--html", metavar="FOLDER", help="Write one page with it all, and its data, there.")
+@click.option(
+    "--html", metavar="FOLDER", help="Write one page with it all there: FOLDER/index.html."
+)
 @click.option(
     "--price",
     metavar="AMOUNT",

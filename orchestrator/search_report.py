@@ -276,10 +276,14 @@ def estimate_text(estimate: Estimate | None, asked: int) -> str:
 
 
 def interval_text(estimate: Estimate, confidence: float) -> str:
-    """Return ``95 % interval 0.8600 to 0.8706``; "" where there is none."""
+    """Return ``95 % interval 0.8600 to 0.8706`` of a mAP; "" where there is none.
+
+    Student's interval knows no bounds; what of it lies beyond [0, 1] can be no mAP.
+    """
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"{confidence * 100:.4g} % interval {estimate.low:.4f} to {estimate.high:.4f}"
+    low, high = max(0.0, estimate.low), min(1.0, estimate.high)
+    return f"{confidence * 100:.4g} % interval {low:.4f} to {high:.4f}"
 
 
 def state_text(point: PointSummary) -> str:

@@ -7,6 +7,7 @@ made of: the codes' stage, the sample and the versions.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
 
 SAMPLE = 600
 """Images of a map."""
@@ -76,10 +79,7 @@ def projections_section(plan: Plan, panels: Sequence[Panel], folder: Path) -> Se
     Args:
         plan: of the study.
         panels: what is done.
-        folder: where maps are kept.
-
-    Raises:
-        OSError: the folder cannot be written.
+        folder: where maps are kept, if it can be written.
     """
     title = "Maps of the codes"
     wanted = [(panel, *one) for panel in _longest(panels) for one in galleries(panel)]
@@ -191,8 +191,11 @@ def _kept(folder: Path, one: TrialResult, sample: Sample, bits: int) -> Floats:
         file = one.store.read(stage, "gallery_codes.npy")
         packed = np.load(file, allow_pickle=False)[sample.places]
         found = project(np.unpackbits(packed, axis=1, count=bits))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, found.tolist())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, found.tolist())
+        except OSError as error:  # of a home that is only read: the page has its map all the same
+            _log.warning("the map %s is not kept: %s", path, error)
     return found
 
 

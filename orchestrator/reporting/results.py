@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from orchestrator.plan import Plan, Trial
+from orchestrator.report import failure_text
 from orchestrator.store import Manifest, StageStore, read_json
 
 VALIDATION = "validation/map"
@@ -43,9 +44,7 @@ class TrialResult:
     @property
     def reason(self) -> str | None:
         """Why it failed, in one line; None where it did not."""
-        return (
-            None if self.failure is None else f"{self.failure['kind']}: {self.failure['reason']}"
-        )
+        return None if self.failure is None else failure_text(self.failure)
 
     @property
     def validation(self) -> float | None:

@@ -116,4 +116,4 @@ def _bold(cell: Cell | None) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return text that Markdown shows as it is: ``A_q`` must not begin italics."""
-    return re.sub(r"([\\`*_|<>\[\]#~$])", r"\\\1", text)
+    return re.sub(r"([\\`*_|<>\[\]#~$&])", r"\\\1", text)

@@ -70,10 +70,16 @@ def tradeoffs_section(points: Sequence[EfficiencyPoint], styles: Mapping[str, in
     if not shown:
         why = f"every point costs the same ({'; '.join(equal)})" if equal else "no trial is scored"
         return Section("cost", title, why=why)
-    measured = any(point.latencies for point in points)
-    return Section(
-        "cost", title, render("tradeoffs", groups=shown, equal=equal, measured=measured)
+    latencies = [latency for point in points for latency in point.latencies]
+    warnings = dict.fromkeys(warning for one in latencies for warning in one.warnings)
+    body = render(
+        "tradeoffs",
+        groups=shown,
+        equal=equal,
+        measured=bool(latencies),
+        warnings=list(warnings),
     )
+    return Section("cost", title, body)
 
 
 def _range(values: Collection[float]) -> str:

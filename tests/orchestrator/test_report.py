@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.estimates import Estimator
 from orchestrator.plan import Plan
-from orchestrator.report import rows, sharing
+from orchestrator.report import Sharing, failure_text, rows, sharing
 from orchestrator.reporting.formats import FORMATS, study_bytes
 from orchestrator.reporting.leaderboard import leaderboards
 from orchestrator.reporting.results import gather
@@ -238,6 +238,37 @@ def test_sharing_by_hand(plan, store):
     assert found.text() == (
         "2 gallery trainings served 4 trials: 2 were shared instead of repeated, which saved "
         "22 s of 1 min 02 s, 35% of the work"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Sharing(2, 2, 0, 40.0, 0.0), "2 gallery trainings served 2 trials: none was shared"),
+        (
+            Sharing(2, 2, 0, 30.0, 10.0),
+            (
+                "2 gallery trainings served 2 trials: none was shared; sharing other stages saved "
+                "10 s of 40 s, 25% of the work"
+            ),
+        ),
+        (
+            Sharing(1, 2, 1, 30.0, 10.0),
+            (
+                "1 gallery training served 2 trials: 1 was shared instead of repeated, "
+                "which saved 10 s of 40 s, 25% of the work"
+            ),
+        ),
+    ],
+)
+def test_sharing_says_no_more_than_was_shared(found, text):
+    assert found.text() == text
+
+
+def test_a_reason_is_one_line_without_credentials_or_codes_of_a_terminal():
+    said = "bad\n at\thttps://me:secret@host/ \x1b[2J\u202eend"
+    assert failure_text({"kind": "bug", "reason": said}) == (
+        "bug: bad at https://***@host/ [2J end"
     )
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import yaml
 
+from orchestrator.findings import Estimate
 from orchestrator.search_axes import axis_of, dimension_ticks, shortened, value_text
 from orchestrator.search_report import (
     SEARCH_FORMATS,
@@ -16,6 +17,7 @@ from orchestrator.search_report import (
     counts_text,
     curve_text,
     how_text,
+    interval_text,
     point_table,
     range_text,
     recommendation_text,
@@ -254,6 +256,15 @@ def test_a_recommendation_says_where_it_is_from_and_that_it_is_optimistic() -> N
     assert lines[1].startswith("That is optimistic")
     assert lines[2].startswith("On the test queries, which did not choose it: mAP 0.7800 ± 0.0100")
     assert any("margin 0 is at the edge of its range" in line for line in lines)
+
+
+def test_an_interval_of_a_map_ends_where_map_does() -> None:
+    wide = Estimate(2, 0.5, 0.4, -0.7, 1.7)
+    assert interval_text(wide, 0.95) == "95 % interval 0.0000 to 1.0000"
+    assert interval_text(Estimate(2, 0.5, 0.1, 0.25, 0.75), 0.9) == (
+        "90 % interval 0.2500 to 0.7500"
+    )
+    assert interval_text(Estimate(1, 0.5), 0.95) == ""
 
 
 def test_with_one_seed_nothing_is_said_of_chance() -> None:

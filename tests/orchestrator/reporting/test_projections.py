@@ -78,6 +78,14 @@ def test_maps_are_kept_and_damaged_ones_made_anew(session, tmp_path, monkeypatch
     assert len(calls) == 4
 
 
+def test_a_home_that_cannot_be_written_has_maps_too(session, tmp_path, caplog) -> None:
+    taken = tmp_path / "report"
+    taken.write_text("a file")
+    kept = projections_section(session.plan, panels(session), tmp_path / "folder")
+    assert projections_section(session.plan, panels(session), taken) == kept
+    assert f"the map {taken}" in caplog.text
+
+
 def test_methods_that_share_a_gallery_share_a_map(session) -> None:
     longest = panels(session)[-1]
     assert longest.column.bits == 24
