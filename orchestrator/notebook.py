@@ -130,10 +130,17 @@ class NotebookStudy:
 
         Raises:
             UnknownNameError: the study has no tables of the score.
+            InputError: it is a search that has scored nothing on the test queries yet.
         """
         import pandas as pd
 
         boards = [board for board in self.leaderboards if board.score == score]
+        if not self.leaderboards:
+            raise InputError(
+                "has chosen nothing yet that is scored on the test queries",
+                key="study",
+                value=self.name,
+            )
         if not boards:
             known = dict.fromkeys(board.score for board in self.leaderboards)
             raise UnknownNameError("score", score, list(known), key="score")
@@ -277,6 +284,25 @@ class NotebookStudy:
         return boards_html(repr(self), self.leaderboards)
 
 
+def _checked(images: Images) -> Images:
+    """Return images that are ones.
+
+    Raises:
+        InputError: something is not (H, W, 3) uint8. Other numbers would be cut to whole ones.
+    """
+    for place, image in enumerate(images):
+        shape: tuple[int, ...] = getattr(image, "shape", ())
+        kind = getattr(image, "dtype", type(image).__name__)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != "uint8":
+            raise InputError(
+                "must be arrays (H, W, 3) of uint8, or one array (n, H, W, 3)",
+                key="images",
+                value=f"{kind} {shape}" if shape else kind,
+                where=f"image {place}",
+            )
+    return images
+
+
 class NotebookTrial:
     """One trial of a study.
 
@@ -324,9 +350,10 @@ class NotebookTrial:
             (n, ceil(B / 8)) uint8, packed.
 
         Raises:
-            InputError: the trial is not finished, or there is no such side.
+            InputError: the trial is not finished, there is no such side, or something is no image.
         """
-        return self.trained.side(side).encode(images)
+        encoder = self.trained.side(side)
+        return encoder.encode(_checked(images))
 
     def search(self, images: Images, k: int = 10) -> pd.DataFrame:
         """Return what is nearest to images in the gallery that the trial was scored with.

@@ -82,6 +82,12 @@ def test_table_has_the_means_of_the_store(study):
         study.table("mpa")
 
 
+def test_a_search_that_scored_nothing_has_no_table_and_says_so(tmp_path):
+    search = ab.load("csch_sensitivity_digits", home=tmp_path)
+    with pytest.raises(InputError, match="has chosen nothing yet"):
+        search.table()
+
+
 def test_trials_and_curves_are_frames_with_a_row_for_each(study):
     trials = study.trials()
     assert list(trials["method"]) == ["csch", "csq"]
@@ -210,6 +216,10 @@ def test_a_trial_encodes_as_it_was_scored_and_searches(study):
         lambda study: study.trial("csq").images("quer"),
         lambda study: study.trial("csq").images("query", rows=[300]),
         lambda study: study.trial("csq").encode([], side="left"),
+        lambda study: study.trial("csq").encode(np.zeros((8, 8, 3), np.uint8)),  # one, not a list
+        lambda study: study.trial("csq").encode(np.zeros((1, 8, 8, 3), np.float32)),
+        lambda study: study.trial("csq").encode([np.zeros((8, 8), np.uint8)]),
+        lambda study: study.trial("csq").encode("photo.jpg"),
         lambda study: study.trial("csq").search(study.trial("csq").images(), k=0),
     ],
 )
