@@ -23,6 +23,7 @@ DOCUMENTS = [
     "docs/data.md",
     "docs/metrics.md",
     "docs/search.md",
+    "docs/mlflow.md",
     "docs/use.md",
     "docs/export.md",
     "docs/results/export.md",
