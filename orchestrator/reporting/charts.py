@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 420.0, 290.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 12.0, 12.0, 44.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 12.0, 12.0, 44.0
 COLOURS = 10
 """Colours of the page, ``--s0`` to ``--s9``."""
 
@@ -362,7 +362,7 @@ def _svg(name: str, told: str, drawn: str, frame: Frame) -> Markup:
         f'<g class="ticks" aria-hidden="true">{"".join(texts)}'
         f'<text x="{middle}" y="{_number(frame.height - 8)}" class="across">'
         f"{escape(across.title)}</text>"
-        f'<text transform="translate(11 {half}) rotate(-90)" class="across">'
+        f'<text transform="translate(13 {half}) rotate(-90)" class="across">'
         f"{escape(up.title)}</text></g>{drawn}</svg>"
     )
 

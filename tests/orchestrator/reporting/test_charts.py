@@ -25,9 +25,9 @@ UNIT = Frame(Axis("x", 0.0, 1.0), Axis("y", 0.0, 1.0))
 
 
 def test_a_point_lies_where_its_value_says() -> None:
-    # 60 px are left of the axes, 12 right and above, 44 below, of 420 by 290.
-    assert UNIT.at(0.5, 0.25) == ("234", "187.5")
-    assert UNIT.at(0.0, 0.0) == ("60", "246")
+    # 66 px are left of the axes, 12 right and above, 44 below, of 420 by 290.
+    assert UNIT.at(0.5, 0.25) == ("237", "187.5")
+    assert UNIT.at(0.0, 0.0) == ("66", "246")
     assert UNIT.at(1.0, 1.0) == ("408", "12")
 
 
@@ -88,20 +88,20 @@ def test_numbers_are_short(value: float, text: str) -> None:
 def test_a_line_goes_through_its_points_and_says_their_values() -> None:
     one = Series("csch", 0, ((0.0, 0.0), (0.5, 0.25), (1.0, 1.0)))
     drawn = line_chart("Precision", "told", [one], UNIT)
-    assert 'd="M60 246L234 187.5L408 12"' in drawn
+    assert 'd="M66 246L237 187.5L408 12"' in drawn
     assert 'data-v="0,0 0.5,0.25 1,1"' in drawn
 
 
 def test_a_histogram_has_a_bar_a_number_and_stands_on_zero() -> None:
     frame = Frame(Axis("distance", -0.5, 1.5), Axis("share", 0.0, 1.0), 420, 290)
     drawn = histogram_chart("h", "told", [Series("same", 0, ((0, 0.5), (1, 1.0)))], frame)
-    assert 'd="M60 129H234L234 12H408V246H60Z"' in drawn
+    assert 'd="M66 129H237L237 12H408V246H66Z"' in drawn
 
 
 def test_the_front_is_a_staircase() -> None:
     one = Series("csch", 0, ((0.0, 0.0), (1.0, 1.0)), ("16 bit", "32 bit"))
     drawn = scatter_chart("s", "told", [one], UNIT, [(0.0, 0.0), (1.0, 1.0)])
-    assert 'class="front" d="M60 246H408V12H408"' in drawn
+    assert 'class="front" d="M66 246H408V12H408"' in drawn
     assert 'data-n="16 bit\n32 bit"' in drawn
 
 
