@@ -15,7 +15,10 @@ HERE = Path(__file__).resolve().parent
 
 def read_image(path, side):
     """Return an image file as (side, side, 3) uint8, as the images of the training were stored."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = Image.open(path)
+    if image.mode[0] in "IF":  # made RGB, these would be cut off at 255
+        raise ValueError(f"{path}: pixels of mode {image.mode}, 8 bits are needed")
+    image = ImageOps.exif_transpose(image).convert("RGB")
     keep = 16 * min(image.size)  # of a very long image the ends are cut off first
     left, top = (max(0, n - keep) // 2 for n in image.size)
     image = image.crop((left, top, image.width - left, image.height - top))
