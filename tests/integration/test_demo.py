@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-import yaml
 from PIL import Image
 
-from orchestrator.cli import cli, guarded
 from orchestrator.serving.demo import Queries, panels
 from orchestrator.serving.gallery import study_gallery
 from orchestrator.serving.server import Demo, address_of, listen
 from orchestrator.serving.trained import TrainedTrial, open_trial
 from tests.integration.browser import browser, opened, overflow, why_no_browser
-from tests.orchestrator.conftest import BASE
+from tests.orchestrator.serving.conftest import served_home
+
+__all__ = ["served_home"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,17 +31,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> TrainedTrial:
-    home = tmp_path_factory.mktemp("shown")
-    file = home / "shown.yaml"
-    file.write_text(
-        yaml.safe_dump({**BASE, "study": "shown", "train": {**BASE["train"], "epochs": 1}})
-    )
+def trained(served_home) -> TrainedTrial:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASYMBENCH_HOME", str(home))
-        args = ["run", str(file), "--executor", "inline"]
-        assert guarded(lambda: cli(args, prog_name="asymbench", standalone_mode=False)) == 0
-        return open_trial(None, "shown:csch")
+        patch.setenv("ASYMBENCH_HOME", str(served_home))
+        return open_trial(None, "served:csch")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import yaml
 
 from orchestrator.cli import cli, guarded
 from orchestrator.session import Session, open_session
+from tests.once import made_once
 from tests.orchestrator.conftest import BASE
 
 STUDY = {
@@ -18,17 +19,19 @@ STUDY = {
 }
 
 
-@pytest.fixture(scope="session")
-def served_home(tmp_path_factory) -> Path:
-    """A home in which the study was run."""
-    home = tmp_path_factory.mktemp("served")
+def _run(home: Path) -> None:
     file = home / "served.yaml"
     file.write_text(yaml.safe_dump(STUDY))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASYMBENCH_HOME", str(home))
         args = ["run", str(file), "--executor", "inline"]
         assert guarded(lambda: cli(args, prog_name="asymbench", standalone_mode=False)) == 0
-    return home
+
+
+@pytest.fixture(scope="session")
+def served_home(tmp_path_factory) -> Path:
+    """A home in which the study was run; other processes of the tests read it too."""
+    return made_once(tmp_path_factory, "served", _run)
 
 
 @pytest.fixture

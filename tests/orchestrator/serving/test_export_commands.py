@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from orchestrator.serving.export_folder import check_folder, placed
 from orchestrator.serving.export_readme import readme
 from orchestrator.serving.trained import TrainedTrial, open_trial
 from retrieval.augmentation import Augmentation, Views
-from retrieval.errors import InputError
-from retrieval.images import decode_bytes
+from retrieval.efficiency import Timing, measure
+from retrieval.errors import DatasetError, InputError
+from retrieval.images import decode_bytes, square
+from tests.once import made_once
 from tests.oracles.ranking import expected_average_precision
 
 
@@ -46,16 +49,18 @@ def h_by_hand(trial: TrainedTrial, side: str, rows: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def exported(served_home, tmp_path_factory) -> tuple[Path, dict]:
     """The query network as ONNX, with 8-bit integers beside it, and what the command said."""
-    folder = tmp_path_factory.mktemp("exported") / "phone"
-    arguments = ["served:csch", "--int8", "--json", "--count", "90", "-o", str(folder)]
-    told = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
-        patch.setenv("ASYMBENCH_HOME", str(served_home))
-        code = guarded(
-            lambda: cli(["export", *arguments], prog_name="asymbench", standalone_mode=False)
-        )
-        assert code == 0
-    return folder, json.loads(told.getvalue())
+
+    def make(folder: Path) -> None:
+        command = ["export", "served:csch", "--int8", "--json", "--count", "90", "-o"]
+        command.append(str(folder / "phone"))
+        told = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+            patch.setenv("ASYMBENCH_HOME", str(served_home))
+            assert guarded(lambda: cli(command, standalone_mode=False)) == 0
+        (folder / "told.json").write_text(told.getvalue())
+
+    folder = made_once(tmp_path_factory, "exported", make)
+    return folder / "phone", json.loads((folder / "told.json").read_text())
 
 
 # ---- what it leaves ------------------------------------------------------------------------
@@ -214,24 +219,32 @@ import runpy
 import sys
 
 class Blocked:
+    names = ()
+
     def find_spec(self, name, *_):
-        if name.partition(".")[0] in BLOCKED:
+        if name.partition(".")[0] in self.names:
             raise ImportError(name)
 
-sys.meta_path.insert(0, Blocked())
-sys.path.insert(0, FOLDER)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
+blocked = Blocked()
+sys.meta_path.insert(0, blocked)
+for folder, blocked.names in JOBS:
+    sys.path[0] = folder
+    sys.modules.pop("network", None)
+    runpy.run_path(folder + "/encode.py", run_name="__main__")
 """
 
 _OURS = {"asymbench", "orchestrator", "retrieval", "methods", "search_spaces", "cluster"}
 
 
-def encode_alone(folder: Path, blocked: set[str], images: list[Path]) -> list[str]:
-    """Run the exported encode.py where some packages cannot be imported; return its lines."""
-    code = f"BLOCKED, FOLDER = {sorted(blocked)!r}, {str(folder)!r}\n{_ALONE}"
-    command = [sys.executable, "-c", code, str(folder / "encode.py"), *map(str, images)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def encode_alone(jobs: list[tuple[Path, set[str]]], images: list[Path]) -> list[str]:
+    """Run encode.py of exports, where some packages cannot be imported; return all lines.
+
+    One process does it, since importing torch takes longer than anything else.
+    """
+    given = [(str(folder), sorted(_OURS | needless)) for folder, needless in jobs]
+    command = [sys.executable, "-c", f"JOBS = {given!r}\n{_ALONE}", *map(str, images)]
+    cwd = jobs[0][0]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -258,31 +271,51 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("form", "kind", "needless"),
+    "forms",
     [
-        ("onnx", "pixels", {"torch", "timm", "onnx"}),
-        ("onnx", "tensor", {"torch", "timm", "onnx"}),
-        ("torchscript", "pixels", {"timm", "onnx"}),
-        ("safetensors", "tensor", set()),
+        {
+            ("onnx", "pixels"): {"torch", "timm", "onnx"},
+            ("onnx", "tensor"): {"torch", "timm", "onnx"},
+        },
+        {("torchscript", "pixels"): {"timm", "onnx"}, ("safetensors", "tensor"): set()},
     ],
+    ids=["by onnxruntime", "by torch"],
 )
 def test_files_are_encoded_without_us_to_the_codes_that_we_give(
-    exported, trial, pictures, tmp_path, form, kind, needless
+    exported, trial, pictures, tmp_path, forms, monkeypatch
 ) -> None:
-    if (form, kind) == ("onnx", "pixels"):
-        folder, _ = exported
-    else:
-        folder = tmp_path / "out"
-        wanted = export_module.Wanted(form, input=kind, count=20)
-        done = export_module.export(trial, wanted, folder, say=lambda line: None)
-        assert done.parity.equal and done.parity.images == 20
-        assert (done.speed is None) == (form == "safetensors")
-    lines = encode_alone(folder, _OURS | needless, pictures)
+    monkeypatch.setattr(export_module, "latency", _briefly)
+    jobs = []
+    for (form, kind), needless in forms.items():
+        folder = exported[0] if (form, kind) == ("onnx", "pixels") else tmp_path / form
+        if folder != exported[0]:
+            wanted = export_module.Wanted(form, input=kind, count=20)
+            done = export_module.export(trial, wanted, folder, say=lambda line: None)
+            assert done.parity.equal and done.parity.images == 20
+            assert (done.speed is None) == (form == "safetensors")
+        jobs.append((folder, needless))
+    lines = encode_alone(jobs, pictures)
     decoded = [decode_bytes(path.read_bytes(), path.name) for path in pictures]
     h = trial.side("query").embed(decoded)
     assert np.abs(h).min() > 1e-5
     codes = [np.packbits(row >= 0).tobytes().hex() for row in h]
-    assert lines == [f"{code}  {path}" for code, path in zip(codes, pictures, strict=True)]
+    assert lines == 2 * [f"{code}  {path}" for code, path in zip(codes, pictures, strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_images_of_any_mode_are_read_as_by_us_or_refused(tmp_path, mode) -> None:
+    read_image = runpy.run_path(str(export_module._ASSETS / "encode.py"))["read_image"]
+    pixels = np.random.default_rng(4).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    path = tmp_path / "photo.tiff"
+    Image.fromarray(pixels).convert("L" if mode[0] in "IF" else "RGB").convert(mode).save(path)
+    if mode[0] in "IF":
+        with pytest.raises(ValueError, match="8 bits are needed"):
+            read_image(path, 8)
+        with pytest.raises(DatasetError, match="8 bits are needed"):
+            decode_bytes(path.read_bytes(), "photo")
+        return
+    ours = square(decode_bytes(path.read_bytes(), "photo"), 8)
+    assert np.array_equal(read_image(path, 8), ours)
 
 
 @pytest.mark.parametrize("form", ["onnx", "torchscript", "safetensors"])
@@ -367,9 +400,14 @@ def test_a_broken_graph_is_found_out_and_removed(
     assert "## Checked" not in (target / "README.md").read_text()
 
 
+def _briefly(encode) -> Timing:
+    return measure(encode, warmup=1, repeats=3)
+
+
 @pytest.fixture
 def quickly(monkeypatch, exported) -> None:
-    """Have the graph written as it was written before: tracing takes seconds."""
+    """Have the graph written as it was before, and few runs timed: both take seconds."""
+    monkeypatch.setattr(export_module, "latency", _briefly)
     data = (exported[0] / "model.onnx").read_bytes()
     monkeypatch.setattr(export_onnx, "write_onnx", lambda _, path, __: path.write_bytes(data))
 

@@ -1,5 +1,7 @@
 """Trials are found by name, and give the codes that the study scored."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -81,16 +83,16 @@ def test_an_unfinished_trial_is_refused_with_how_to_finish_it(in_home) -> None:
     assert "asymbench run served" in str(caught.value)
 
 
-def test_damaged_weights_are_refused(session, monkeypatch) -> None:
+def test_damaged_weights_are_refused(served_home, tmp_path, monkeypatch) -> None:
+    home = shutil.copytree(served_home, tmp_path / "home")
+    monkeypatch.setenv("ASYMBENCH_HOME", str(home))
+    session = open_session("served", ran=True)
     side = open_trial(session, "csch").side("query")
-    whole = side.weights.read_bytes()
-    try:
-        side.weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        session.store._manifests.clear()
-        with pytest.raises(StoreCorrupt):
-            _ = side.network
-    finally:
-        (side.of.session.store.folder(side.stage.id) / side.weights_name).write_bytes(whole)
+    path = session.store.folder(side.stage.id) / side.weights_name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreCorrupt):
+        _ = side.network
 
 
 def test_an_image_of_another_size_is_cut_to_the_square_that_the_dataset_stores(session) -> None:
