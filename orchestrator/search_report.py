@@ -530,6 +530,8 @@ def curve_text(curve: Curve, seeds: int) -> str:
     held = f" (with {values_text(curve.held)})" if curve.held else ""
     if curve.best is None:
         return f"{curve.name}{held}: nothing is measured yet."
+    if sum(point.validation is not None for point in curve.points) == 1:
+        return f"{curve.name}{held}: only {value_text(curve.best)} is measured yet."
     text = f"{curve.name}{held}: best at {value_text(curve.best)}"
     if curve.interior is False:
         text += ", an end of what was measured"

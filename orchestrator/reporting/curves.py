@@ -44,7 +44,7 @@ def epochs_section(panels: Sequence[Panel]) -> Section:
         why = (
             "no trial was validated while it trained (train.validate_every: 0)"
             if panels
-            else "no trial is done yet"
+            else "no trial is scored yet"
         )
         return Section("epochs", "mAP by epoch", why=why)
     body = render(

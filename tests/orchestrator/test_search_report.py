@@ -322,6 +322,17 @@ def test_a_curve_says_that_nothing_matters_and_that_the_best_is_an_end() -> None
     assert curve_text(unmeasured, 3) == "gamma: nothing is measured yet."
 
 
+def test_a_curve_of_one_measured_value_is_not_told_from_others() -> None:
+    curve = curve_with((10,))
+    alone = tuple(
+        one if one.value == 10 else dataclasses.replace(one, validation=None)
+        for one in curve.points
+    )
+    assert curve_text(dataclasses.replace(curve, points=alone), 3) == (
+        "gamma: only 10 is measured yet."
+    )
+
+
 def test_a_curve_under_a_condition_names_it() -> None:
     held = dataclasses.replace(curve_with((10,)), held={"instance": "contr_sg"})
     assert curve_text(held, 3).startswith("gamma (with instance contr_sg): best at 10")

@@ -167,7 +167,7 @@ def test_a_study_that_was_not_run_yet_has_a_page(tmp_path) -> None:
     for reason in (
         "Leaderboard: no trial is scored on the test queries.",
         "Precision and recall: no trial is scored yet.",
-        "mAP by epoch: no trial is done yet.",
+        "mAP by epoch: no trial is scored yet.",
         "Maps of the codes: no trial is scored yet.",
         "Retrieved images: no trial is scored yet.",
         "Time and money: no stage is finished.",
