@@ -268,7 +268,7 @@ class NotebookStudy:
         Raises:
             InputError: no trial has this name, or several have.
         """
-        from orchestrator.serving.naming import trial_of
+        from orchestrator.naming import trial_of
 
         found = trial_of(self.session, text)
         (result,) = (one for one in self.results.trials if one.trial.id == found.id)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,11 +19,11 @@ from orchestrator.command_line import (
     set_option,
     table,
 )
-from retrieval.errors import InputError, nearest
+from retrieval.errors import InputError
 
 if TYPE_CHECKING:
     from orchestrator.logs import Tail
-    from orchestrator.plan import Stage, Trial
+    from orchestrator.plan import Stage
     from orchestrator.session import Session
     from orchestrator.status import Observer, StudyStatus
 
@@ -246,12 +245,20 @@ def logs(trial: str, study: str | None, kind: str | None, follow: bool, as_json:
 
     TRIAL is the id of a trial or stage, its first digits, or a label as tables show it; signs
     between the words and their case do not matter, and words that only one trial has are enough.
+    STUDY:TRIAL looks in one study only.
     With --follow the exit code is 1 when the trial failed or its run ended without it.
     """
+    from orchestrator.naming import named, named_in, trials_and_stages
+    from orchestrator.plan import Trial
     from orchestrator.session import home_folder
 
-    sessions = [open_study(study, (), ran=True)] if study else _sessions(home_folder())
-    session, stages = _find(trial, sessions)
+    if study:
+        session = open_study(study, (), ran=True)
+        found = named_in(session, trial, trials_and_stages)
+    else:
+        session, found = named(trial, home_folder(), trials_and_stages)
+    ids = found.stages.values() if isinstance(found, Trial) else [found.id]
+    stages = [session.plan.stages[i] for i in ids]
     if kind is not None:
         kinds = [stage.kind for stage in stages]
         if kind not in kinds:
@@ -265,88 +272,6 @@ def logs(trial: str, study: str | None, kind: str | None, follow: bool, as_json:
         raise SystemExit(story.follow())
     if not story.shown:
         click.echo(f"nothing is logged of {stages[-1].label} yet", err=True)
-
-
-def _sessions(home: Path) -> Iterator[Session]:
-    """Open the studies of a home that were run, the newest first."""
-    notes = sorted((home / "studies").glob("*/study.json"), key=lambda p: -p.stat().st_mtime)
-    if not notes:
-        raise InputError(
-            "no study was run in this home; run one, or name one with --study",
-            key="ASYMBENCH_HOME",
-            value=str(home),
-        )
-    for note in notes:
-        yield open_study(note.parent.name, (), ran=True)
-
-
-def _find(name: str, sessions: Iterator[Session] | list[Session]) -> tuple[Session, list[Stage]]:
-    """Return the stages that a name means, in the first study that has it.
-
-    Raises:
-        InputError: nothing has this name, or several things have.
-    """
-    labels: list[str] = []
-    for session in sessions:
-        plan = session.plan
-        found: dict[str, list[Stage]] = {}
-        for trial in plan.trials:
-            if trial.id.startswith(name.lower()) and len(name) >= 4:
-                found[trial.id] = _path(session, trial)
-        if not found and len(name) >= 4:
-            found = {i: [s] for i, s in plan.stages.items() if i.startswith(name.lower())}
-        if not found:
-            found = _by_label(session, name)
-        if len(found) == 1:
-            return session, next(iter(found.values()))
-        if found:
-            shown = [f"{i[:12]}  {_label(session, i)}" for i in list(found)[:10]]
-            more = [f"and {len(found) - 10} more"] if len(found) > 10 else []
-            raise InputError(
-                f"means {len(found)} things; give the first digits of one",
-                key="TRIAL",
-                value=name,
-                hint="\n    ".join([*shown, *more]),
-            )
-        labels += [trial.label for trial in plan.trials]
-    close = nearest(name, labels)
-    raise InputError(
-        "is no id, no first four or more digits of one, and no label of a trial",
-        key="TRIAL",
-        value=name,
-        hint="\n    ".join(["nearest:", *close]) if close else "see: asymbench status STUDY",
-    )
-
-
-def _path(session: Session, trial: Trial) -> list[Stage]:
-    return [session.plan.stages[i] for i in trial.stages.values()]
-
-
-def _label(session: Session, stage_id: str) -> str:
-    labels = {trial.id: trial.label for trial in session.plan.trials}
-    return labels.get(stage_id) or session.plan.stages[stage_id].label
-
-
-def _by_label(session: Session, name: str) -> dict[str, list[Stage]]:
-    """Return what has this label; else the trials whose label has all of its words."""
-    words = _words(name)
-    named = {t.id: _path(session, t) for t in session.plan.trials if _words(t.label) == words}
-    if named or not words:
-        return named
-    named = {i: [s] for i, s in session.plan.stages.items() if _words(s.label) == words}
-    if named:
-        return named
-    wanted = set(words)
-    trials = {
-        t.id: _path(session, t) for t in session.plan.trials if wanted <= set(_words(t.label))
-    }
-    stages = session.plan.stages.items()
-    return trials or {i: [s] for i, s in stages if wanted <= set(_words(s.label))}
-
-
-def _words(label: str) -> list[str]:
-    spaced = "".join(c if c.isalnum() or c in "._" else " " for c in label.lower())
-    return spaced.split()
 
 
 class _Story:

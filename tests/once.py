@@ -1,4 +1,4 @@
-"""What is made once for a whole run; every process of pytest-xdist has its own session fixtures."""
+"""What is made once for a whole run, though each process of it has its own session fixtures."""
 
 import os
 from collections.abc import Callable

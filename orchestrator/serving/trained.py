@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from methods.base import HeadKind
 from methods.pairs import SideSpec
-from orchestrator.serving.naming import KEY, named_trial, trial_of
+from orchestrator.naming import KEY, named_trial, trial_of
 from retrieval.augmentation import Augmentation, Views
 from retrieval.codes import pack
 from retrieval.datasets import Dataset, open_dataset

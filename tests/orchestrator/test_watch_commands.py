@@ -397,6 +397,7 @@ def test_a_trial_is_found_by_id_prefix_label_and_words(story, asymbench):
     for name in (trial.id[:10], trial.id.upper(), trial.label, "csch GAMMA=1.0 s0", "1.0 s0"):
         assert asymbench("logs", name).out == whole, name
         assert asymbench("logs", name, "--study", "mine").out == whole, name
+        assert asymbench("logs", f"mine:{name}").out == whole, name
 
 
 def test_a_stage_is_found_by_its_id_and_by_its_label(story, asymbench):

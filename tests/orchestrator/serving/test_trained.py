@@ -55,7 +55,7 @@ def test_a_trial_is_found_by_id_prefix_label_words_and_study(session) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("16 bit", "means 2 trials"),
+        ("16 bit", "means 2 things"),
         ("nothing of it", "is no id"),
         ("", "is no id"),
         ("ffff", "is no id"),
