@@ -277,6 +277,7 @@ def _tell_changed(names: list[str]) -> None:
 @click.option("--picture", help="Write a .png with pictures.")
 @device_option
 @threads_option
+@skip_option
 @json_option
 def search(
     trial: str,
@@ -291,6 +292,7 @@ def search(
     picture: str | None,
     device: Device,
     threads: int | None,
+    skip_unreadable: bool,
     as_json: bool,
 ) -> None:
     """Find the nearest images of a gallery by Hamming distance.
@@ -299,8 +301,12 @@ def search(
     rows. --radius without -k finds all within it.
     """
     from cluster.resources import visible_cpus
+    from orchestrator.serving.encoding import encode_photos
+    from orchestrator.serving.gallery import shrunk
     from orchestrator.serving.pages import Answer
+    from orchestrator.serving.photos import PhotoReader, find_photos
     from orchestrator.serving.searching import beyond, bits_text, index_of, matches
+    from retrieval.codes import pack
 
     page, drawing = check_output(html, key="--html"), check_output(picture, key="--picture")
     if nprobe is not None and engine != "faiss-ivf":
@@ -313,11 +319,24 @@ def search(
     gallery = gallery_of(trained, folder)
     index = index_of(gallery, engine, nprobe=nprobe or 8, threads=visible_cpus())
     answers = []
-    drawn = page is not None or drawing is not None
-    for name, image, code in _encoded(trained, side, images, threads, drawn=drawn):
-        hits = index.search(code, k, radius)[0]
-        found, more = matches(gallery, hits), beyond(index, code, hits, k)
-        answers.append(Answer(name, image, bits_text(code[0], trained.bits), found, more))
+    with PhotoReader() as reader:
+        encoded = encode_photos(
+            trained.side(side),
+            find_photos(images),
+            reader,
+            threads=threads,
+            skip_unreadable=skip_unreadable,
+        )
+        for photo, h in zip(encoded.photos, encoded.h, strict=True):
+            drawn = page is not None or drawing is not None
+            image = shrunk(reader.read(photo)) if drawn else None
+            code = pack(h[None])
+            hits = index.search(code, k, radius)[0]
+            found, more = matches(gallery, hits), beyond(index, code, hits, k)
+            text = bits_text(code[0], trained.bits)
+            answers.append(Answer(photo.name, image, text, found, more))
+    if not answers:
+        raise InputError("none of the images can be read", key="IMAGES")
     _write(page, drawing, gallery, answers, trained, side)
     if as_json:
         head = {"trial": trained.id, "bits": trained.bits, "side": side, "engine": engine}
@@ -335,9 +354,11 @@ def search(
                     }
                     for answer in answers
                 ],
+                "skipped": [{"image": name, "reason": why} for name, why in encoded.skipped],
             }
         )
         return
+    _tell_skipped(encoded.skipped)
     click.echo("\n\n".join(_lines(answer) for answer in answers))
 
 
@@ -348,28 +369,6 @@ def gallery_of(trained: TrainedTrial, folder: str | None) -> Gallery:
     if folder is None:
         return study_gallery(trained)
     return open_gallery(Path(folder).expanduser(), trained)
-
-
-def _encoded(
-    trained: TrainedTrial,
-    side: SideName,
-    images: tuple[str, ...],
-    threads: int | None,
-    *,
-    drawn: bool,
-) -> list[tuple[str, Any, Any]]:
-    """Return name, image to draw or None, and code (1, ceil(B / 8)) of each query."""
-    from orchestrator.serving.encoding import encode_photos
-    from orchestrator.serving.gallery import shrunk
-    from orchestrator.serving.photos import PhotoReader, find_photos
-    from retrieval.codes import pack
-
-    photos = find_photos(images)
-    with PhotoReader() as reader:
-        encoded = encode_photos(trained.side(side), photos, reader, threads=threads)
-        shown = [shrunk(reader.read(photo)) if drawn else None for photo in photos]
-    names = [photo.name for photo in photos]
-    return list(zip(names, shown, pack(encoded.h)[:, None], strict=True))
 
 
 def _write(

@@ -459,6 +459,23 @@ def test_without_faiss_the_message_says_what_to_install(
     assert told.code == 2 and "pip install faiss-cpu" in told.err
 
 
+def test_queries_that_cannot_be_read_are_left_out_and_listed(
+    in_home, asymbench, photos, tmp_path
+) -> None:
+    bad, good = tmp_path / "bad.png", photos / "a" / "00.png"
+    bad.write_bytes(b"")
+    args = ("search", "csch", str(bad), str(good), "--skip-unreadable")
+    told = asymbench(*args)
+    assert told.code == 0 and told.out.startswith(f"{good}\nrank")
+    assert told.err == f"skipped {bad}: no image that can be decoded\n"
+    shown = json.loads(asymbench(*args, "--json").out)
+    assert [query["query"] for query in shown["queries"]] == [str(good)]
+    assert [entry["image"] for entry in shown["skipped"]] == [str(bad)]
+    assert asymbench(*args[:-1]).code == 2
+    none = asymbench("search", "csch", str(bad), "--skip-unreadable")
+    assert none.code == 2 and "none of the images can be read" in none.err
+
+
 def test_nothing_within_a_radius_is_said(in_home, asymbench, photos, tmp_path) -> None:
     built(asymbench, tmp_path / "own", str(photos / "b"))
     told = asymbench(
