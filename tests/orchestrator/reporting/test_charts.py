@@ -18,7 +18,9 @@ from orchestrator.reporting.charts import (
     short,
     swatch,
 )
-from orchestrator.reporting.tradeoffs import front
+from orchestrator.reporting.efficiency import EfficiencyPoint, Latency
+from orchestrator.reporting.leaderboard import Column
+from orchestrator.reporting.tradeoffs import front, tradeoffs_section
 
 ATTACK = '</title><script>alert(1)</script>"&$'
 UNIT = Frame(Axis("x", 0.0, 1.0), Axis("y", 0.0, 1.0))
@@ -154,3 +156,16 @@ def test_a_cloud_fits_its_square_and_no_name_lies_on_another() -> None:
 def test_points_that_are_all_one_are_drawn() -> None:
     drawn = cloud_chart("codes", "told", [Series("a", 0, ((1.0, 2.0), (1.0, 2.0)))])
     assert "M145 145h0M145 145h0" in drawn
+
+
+def test_warnings_of_a_latency_stand_beside_it() -> None:
+    def point(bits: int, *warnings: str) -> EfficiencyPoint:
+        return EfficiencyPoint(
+            "pair", "csch", Column("digits", "p", "all", bits), "q", "g", 0.5,
+            10, 20, 30, 40, bits // 8, (Latency(4.0, "cpu", "Xeon", 1, 64, warnings),),
+        )  # fmt: skip
+
+    noisy = tradeoffs_section([point(16, "others use <the> cores"), point(32)], {"csch": 0})
+    assert "latency: others use &lt;the&gt; cores." in str(noisy.body)
+    quiet = tradeoffs_section([point(16), point(32)], {"csch": 0})
+    assert "Warnings" not in str(quiet.body)
