@@ -228,12 +228,12 @@ class _Export:
 
     def run(self, folder: Path) -> Exported:
         """Write, check, quantize and describe; return what it came to."""
+        sample = self._sample() if self.wanted.check else None  # may be refused: before all work
         self.say(f"writing {self.model}")
         self._write()
         write_json(self.made / CONFIG, self.config)  # the loaders read it
         parity = speed = int8 = None
         machine: dict[str, Any] = {}
-        sample = self._sample() if self.wanted.check else None
         if sample is not None:
             parity = self._compare(sample)
         if self.wanted.int8:
