@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -69,6 +70,8 @@ def links(home: Path) -> Iterator[dict[str, str]]:
         env={**os.environ, "ASYMBENCH_HOME": str(home)},
         stdout=subprocess.PIPE,
         text=True,
+        # Tests that were started in the background would pass on that they ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
